@@ -1,0 +1,179 @@
+"""Bound, Grade, and the few ways in which bounds combine. All outward rounding lives here.
+
+A bound encloses one non-negative number, a gain (dimensionless: output norm over input norm).
+Its lower end is something seen (a witness, rounded down), its upper end something argued
+(a theorem, rounded up). `math.inf` as upper is an honest value: no finite bound is known.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from snaudit.errors import SoundnessError
+
+Norm = Literal["l2", "linf", "l1"]
+NORMS: tuple[Norm, ...] = ("l2", "linf", "l1")
+
+
+class Grade(enum.IntEnum):
+    """How far a bound's upper end may be trusted; combining takes the least."""
+
+    ASSUMED = 0
+    """Rests on something that nobody checked."""
+    ESTIMATED = 1
+    """No theorem makes it an upper bound (power iteration taken as one)."""
+    COMPUTED = 2
+    """A theorem, evaluated in float64 without enclosing the rounding (LAPACK's SVD, say)."""
+    PROVED = 3
+    """Holds in exact arithmetic for the stored weights, our own rounding included."""
+
+
+def up(x: float) -> float:
+    """The next float above x: one rounding to nearest can have lost at most that."""
+    return math.nextafter(x, math.inf)
+
+
+def down(x: float) -> float:
+    """The next float below x, and never below zero."""
+    return max(0.0, math.nextafter(x, -math.inf))
+
+
+def times_up(a: float, b: float) -> float:
+    """a·b rounded up, for a, b ≥ 0. 0·∞ is ∞: what has no bound does not get one by a zero."""
+    if math.isinf(a) or math.isinf(b):
+        return math.inf
+    if a == 0.0 or b == 0.0:
+        return 0.0
+    if a == 1.0 or b == 1.0:  # exact
+        return a * b
+    return up(a * b)
+
+
+def sum_up(terms: Iterable[float]) -> float:
+    """The sum of non-negative floats, rounded up (`fsum` rounds once)."""
+    values = [term for term in terms if term != 0.0]
+    if len(values) == 1:
+        return values[0]
+    try:
+        total = math.fsum(values)
+    except OverflowError:
+        return math.inf
+    return up(total) if total else 0.0
+
+
+def root_up(x: float) -> float:
+    """√x rounded up."""
+    root = math.sqrt(x)
+    return root if math.isinf(x) or (root * root == x and x < 2.0**52 and x == int(x)) else up(root)
+
+
+def root_sum_squares_up(terms: Iterable[float]) -> float:
+    """√Σtᵢ² rounded up, scaled so that squares do not overflow."""
+    values = [term for term in terms if term != 0.0]
+    if len(values) < 2:
+        return values[0] if values else 0.0
+    largest = max(values)
+    if math.isinf(largest):
+        return math.inf
+    exponent = math.frexp(largest)[1]  # scaling by a power of two is exact, but for subnormals
+    scaled = [math.ldexp(value, -exponent) for value in values]
+    total = sum_up(up(value * value) for value in scaled)
+    try:
+        return up(math.ldexp(up(math.sqrt(total)), exponent))
+    except OverflowError:
+        return math.inf
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """An enclosure lower ≤ gain ≤ upper, with the grade of its upper end and the method behind it.
+
+    Raises ValueError for an interval that encloses nothing (negative, NaN, lower > upper).
+    """
+
+    lower: float
+    upper: float
+    grade: Grade
+    method: str
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.lower <= self.upper or math.isinf(self.lower):
+            raise ValueError(f"no interval: [{self.lower}, {self.upper}] by {self.method}")
+
+    @property
+    def bounded(self) -> bool:
+        """Whether the upper end is finite."""
+        return math.isfinite(self.upper)
+
+
+def exactly(value: float, method: str = "exact") -> Bound:
+    """The bound of a gain known exactly."""
+    return Bound(value, value, Grade.PROVED, method)
+
+
+def at_most(upper: float, method: str, grade: Grade = Grade.PROVED) -> Bound:
+    """The bound of a gain of which nothing was seen, only argued."""
+    return Bound(0.0, upper, grade, method)
+
+
+UNBOUNDED = Bound(0.0, math.inf, Grade.PROVED, "unbounded")
+"""No finite bound is known. Vacuously proved."""
+
+
+def chain(first: Bound, then: Bound, method: str = "product") -> Bound:
+    """The bound of then∘first: uppers multiply (Lip(f∘g) ≤ Lip f · Lip g); nothing was seen."""
+    return at_most(times_up(first.upper, then.upper), method, min(first.grade, then.grade))
+
+
+def scaled(bound: Bound, factor: float) -> Bound:
+    """The bound of factor·f for a known |factor|: both ends scale, outward."""
+    size = abs(factor)
+    if size == 1.0:
+        return bound
+    return replace(bound, lower=down(bound.lower * size), upper=times_up(bound.upper, size))
+
+
+def total(bounds: Iterable[Bound], method: str = "sum of branches") -> Bound:
+    """The bound of f₁+…+f_k: uppers add, by the triangle inequality, in any norm."""
+    terms = tuple(bounds)
+    return at_most(sum_up(b.upper for b in terms), method, _least(terms))
+
+
+def stacked(bounds: Iterable[Bound], norm: Norm, method: str = "concatenation") -> Bound:
+    """The bound of x ↦ (f₁(x), …, f_k(x)): √ΣL² in l2, ΣL in l1, max L in linf."""
+    terms = tuple(bounds)
+    uppers = [b.upper for b in terms]
+    if norm == "l2":
+        upper = root_sum_squares_up(uppers)
+    else:
+        upper = sum_up(uppers) if norm == "l1" else max(uppers, default=0.0)
+    return at_most(upper, method, _least(terms))
+
+
+def meet(first: Bound, second: Bound) -> Bound:
+    """The intersection of two enclosures of one number.
+
+    The upper end and its grade come from the side with the lesser upper, unless that side is of a
+    lesser grade than the other: trust is not traded for tightness here. Raises SoundnessError
+    where two PROVED enclosures are disjoint, and keeps the better graded one where the lesser is
+    at fault.
+    """
+    better, other = (first, second) if first.grade >= second.grade else (second, first)
+    chosen = better if better.grade > other.grade or better.upper <= other.upper else other
+    lower = max(first.lower, second.lower)
+    if lower <= chosen.upper:
+        return replace(chosen, lower=lower)
+    if other.grade is Grade.PROVED:
+        raise SoundnessError(
+            f"{first.method} gives [{first.lower!r}, {first.upper!r}] and {second.method} "
+            f"[{second.lower!r}, {second.upper!r}] for one number"
+        )
+    return better
+
+
+def _least(bounds: tuple[Bound, ...]) -> Grade:
+    return min((b.grade for b in bounds), default=Grade.PROVED)

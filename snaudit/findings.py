@@ -1,0 +1,144 @@
+"""The values that leave the house: Report and its parts. Plain data, no behaviour, no arrays."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from snaudit.bound import Bound, Norm
+from snaudit.model import FileRead, LeftOut
+from snaudit.sigma.interface import PowerEstimate
+
+
+class Verdict(enum.Enum):
+    """PASS: upper ≤ limit at the required grade. FAIL: lower > limit. UNDECIDED: neither is known."""
+
+    PASS = "pass"
+    FAIL = "fail"
+    UNDECIDED = "undecided"
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """A place where the network's bound ends: no rule, no constant, or a missing fact.
+
+    code is one of a fixed vocabulary (kebab-case); where is the node's name, op its type.
+    """
+
+    code: str
+    where: str
+    op: str
+    reason: str
+    remedy: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something the user must see: a violated limit, a NaN in a weight, an odd file."""
+
+    rule: str
+    severity: str
+    """"error" | "warning" | "note"."""
+    where: str
+    message: str
+    value: float | None = None
+    limit: float | None = None
+    ignored: bool = False
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LayerResult:
+    """One matrix with its numbers.
+
+    sigma is of the (reshaped) weight matrix; norm of the layer as the operator that it applies.
+    """
+
+    name: str
+    op: str
+    shape: tuple[int, ...]
+    dtype: str
+    matrix: tuple[int, int]
+    uses: int
+    sigma: Bound
+    power: PowerEstimate | None
+    norm: Bound
+    frobenius: float
+    stable_rank: float | None
+    used_by: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    spectrum: tuple[float, ...] | None = None
+    condition: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OutputResult:
+    """The bound of one output of the network with respect to all its real inputs."""
+
+    name: str
+    bound: Bound
+
+
+@dataclass(frozen=True, slots=True)
+class MethodResult:
+    """What one way of bounding the whole network gave."""
+
+    name: str
+    bound: Bound
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkResult:
+    """The whole network's bound (all outputs jointly, all real inputs jointly)."""
+
+    bound: Bound
+    outputs: tuple[OutputResult, ...] = ()
+    methods: tuple[MethodResult, ...] = ()
+    assumptions: tuple[str, ...] = ()
+    contributions: tuple[tuple[str, float], ...] = ()
+    """(layer name, factor) for each factor of the bound that a layer brings."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the audit was asked to do."""
+
+    norm: Norm = "l2"
+    device: str = "cpu"
+    dtype: str = "float64"
+    method: str = "auto"
+    iterations: int = 20
+    seed: int = 0
+    rtol: float = 1e-3
+    key: str | None = None
+    input_range: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCard:
+    """The file that the numbers are about."""
+
+    path: str
+    format: str
+    files: tuple[FileRead, ...]
+    tensors: int
+    parameters: int
+    dtypes: tuple[tuple[str, int], ...]
+    """(dtype, number of tensors), most frequent first."""
+    graph: bool
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """All that an audit found. None of its parts hides another."""
+
+    model: ModelCard
+    settings: Settings
+    layers: tuple[LayerResult, ...]
+    network: NetworkResult
+    left_out: tuple[LeftOut, ...] = ()
+    gaps: tuple[Gap, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    verdict: Verdict | None = None

@@ -1,0 +1,49 @@
+"""What a method that encloses a norm must provide."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from snaudit.bound import Bound, Grade, Norm
+from snaudit.linear import AnyMap
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How to measure: `rtol` is the width that an enclosure of a convolution is narrowed to."""
+
+    method: str = "auto"
+    device: str = "cpu"
+    rtol: float = 1e-3
+    iterations: int = 20
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A way to enclose the operator norm of a linear map.
+
+    fits(map, norm) → whether it applies; measure(map, norm, options) → the enclosure, of at most
+    `grade`. A map with entries that are not finite never reaches a method: `sigma.measure` returns
+    an unbounded Bound for it.
+    """
+
+    name: str
+    grade: Grade
+    theorem: str
+    fits: Callable[[AnyMap, Norm], bool]
+    measure: Callable[[AnyMap, Norm, Options], Bound]
+
+
+@dataclass(frozen=True, slots=True)
+class PowerEstimate:
+    """k steps of power iteration from a seeded random vector: an estimate from below, no bound.
+
+    estimate = ‖W v_k‖ (dimensionless); `converged` is whether the last step changed it by less
+    than 1e-6 of itself, which is no proof that it is σ₁.
+    """
+
+    estimate: float
+    iterations: int
+    converged: bool

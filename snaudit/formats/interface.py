@@ -34,17 +34,16 @@ class Format:
 
     sniff(source) → whether the *content* is of this format (never the name).
     read(source, key) → Model; key is the entry of a nested checkpoint to take, or None.
-    patch(model, changes, stem) → the files of a copy of the model in which the tensors named in
+    patch(model, changes, target) → the files of a copy of the model in which the tensors named in
     `changes` hold the given arrays (same shape and dtype as stored), and all else is byte-equal.
-    `stem` is the name of the output file without its folder: files beside the main one (external
-    data, shards) take their names from it. Raises UnsupportedModel where it cannot be done
-    exactly (two overlapping views both changed, say).
+    `target` is where the main file will stand: files beside it (external data, shards) take their
+    names from its name, and must not be names that exist in its folder. Nothing is written before
+    `Patched.write` is called. Raises UnsupportedModel where it cannot be done exactly (two
+    overlapping views both changed, say).
     """
 
     name: str
     sniff: Callable[[Source], bool]
     read: Callable[[Source, str | None], Model]
-    patch: Callable[[Model, Mapping[str, np.ndarray], str], tuple[Patched, ...]]
+    patch: Callable[[Model, Mapping[str, np.ndarray], Path], tuple[Patched, ...]]
 
-
-__all__ = ["Format", "Patched", "Path", "Source"]

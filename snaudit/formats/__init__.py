@@ -1,0 +1,113 @@
+"""Model file formats: the table of what exists, and `read`, which chooses by content.
+
+A directory stands for the model that it holds: its safetensors index, else its one model file.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from snaudit.errors import EmptyModel, UnreadableModel, UnsupportedModel
+from snaudit.formats.interface import Format
+from snaudit.formats.npz import NPZ
+from snaudit.formats.onnx import ONNX
+from snaudit.formats.pytorch import PT2, TORCH_LEGACY, TORCH_ZIP, TORCHSCRIPT
+from snaudit.formats.safetensors import SAFETENSORS, SHARDED
+from snaudit.formats.source import Source
+from snaudit.model import Model
+
+FORMATS: tuple[Format, ...] = (
+    TORCHSCRIPT,
+    PT2,
+    TORCH_ZIP,
+    NPZ,
+    SAFETENSORS,
+    SHARDED,
+    TORCH_LEGACY,
+    ONNX,
+)
+"""In the order in which their sniffers are asked; the first that knows the content reads it."""
+
+SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".tar", ".jit", ".pt2", ".safetensors", ".npz", ".onnx")
+"""The names under which model files go; only for finding one in a folder, never to read one."""
+
+INDEX = ".safetensors.index.json"
+
+_KNOWN_STRANGERS = (
+    (b"version https://git-lfs.github.com/spec/", "a git-lfs pointer, not the model: run `git lfs pull`"),
+    (b"\x89HDF", "HDF5 (Keras?): not supported; export to ONNX or safetensors"),
+    (b"GGUF", "GGUF: not supported; use the safetensors checkpoint it was made from"),
+    (b"\x1f\x8b", "gzip: unpack it first"),
+    (b"BZh", "bzip2: unpack it first"),
+    (b"\xfd7zXZ\0", "xz: unpack it first"),
+    (b"7z\xbc\xaf\x27\x1c", "7-zip: unpack it first"),
+    (b"\x93NUMPY", "a single array (.npy): not supported; save it with numpy.savez under its name"),
+)
+
+
+def sniff(source: Source) -> Format:
+    """The format of a file's content. Raises UnsupportedModel for content that is none of ours."""
+    for known in FORMATS:
+        if known.sniff(source):
+            return known
+    head = source.read_up_to(0, 512)
+    for magic, what in _KNOWN_STRANGERS:
+        if head.startswith(magic):
+            raise UnsupportedModel(source.path, what)
+    if head[4:8] == b"TFL3":
+        raise UnsupportedModel(source.path, "TensorFlow Lite: not supported; export to ONNX")
+    if head.lstrip()[:1] == b"<":
+        raise UnsupportedModel(source.path, "an HTML or XML page, not a model: the download went wrong")
+    raise UnsupportedModel(source.path, "not a model file of a known format")
+
+
+def read(path: str | os.PathLike[str], key: str | None = None) -> Model:
+    """The model in a file, or in a directory that holds one.
+
+    key: which entry of a nested checkpoint to take. Raises a ModelError for what cannot be read,
+    UsageError for a key that is not there. Bytes of tensors are read when they are loaded.
+    """
+    place = Path(path)
+    if place.is_dir():
+        place = find_in_folder(place)
+    source = Source(place)
+    try:
+        return sniff(source).read(source, key)
+    except MemoryError as error:
+        raise UnreadableModel(place, "it claims more memory than there is") from error
+
+
+def by_name(name: str) -> Format:
+    """The format whose models carry this name."""
+    return next(known for known in FORMATS if known.name == name)
+
+
+def candidates(folder: Path) -> list[Path]:
+    """The model files of a folder, by their names, sorted; shards stand behind their index."""
+    try:
+        names = sorted(entry.name for entry in os.scandir(folder) if not entry.name.startswith("."))
+    except OSError as error:
+        raise UnreadableModel(folder, error.strerror or str(error)) from error
+    indexes = [name for name in names if name.endswith(INDEX)]
+    stems = tuple(f"{name.removesuffix(INDEX)}-" for name in indexes)
+    singles = [
+        name
+        for name in names
+        if name.endswith(SUFFIXES) and not (name.endswith(".safetensors") and name.startswith(stems))
+    ]
+    return [folder / name for name in (*indexes, *singles)]
+
+
+def find_in_folder(folder: Path) -> Path:
+    """The one model of a folder: its safetensors index, or its only model file."""
+    found = candidates(folder)
+    indexes = [path for path in found if path.name.endswith(INDEX)]
+    tensors = [path for path in found if path.suffix == ".safetensors"]
+    for some in (indexes, found, tensors):
+        if len(some) == 1:
+            return some[0]
+    if not found:
+        raise EmptyModel(folder, "no model file in this folder")
+    names = ", ".join(path.name for path in found[:5]) + (", …" if len(found) > 5 else "")
+    raise UnsupportedModel(folder, f"several model files in this folder, name one: {names}")

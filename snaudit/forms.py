@@ -1,0 +1,203 @@
+"""Forms: how stored tensors make a weight, and how to scale that weight in its own parameters.
+
+A form reads its stored tensors through `stored`, a mapping from tensor name to an array that takes
+the place of what the file holds (empty: the file as it is), so that one piece of code serves to
+measure a file and to measure what a rewrite would make of it. All weights are float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from snaudit.errors import ConstraintError
+from snaudit.linear import LowRank
+from snaudit.model import Tensor
+
+Stored = Mapping[str, np.ndarray]
+NOTHING: Stored = {}
+
+
+class Form(Protocol):
+    """tensors: what it is made of, the first one names its dtype; shape: the weight's own."""
+
+    tensors: tuple[Tensor, ...]
+    shape: tuple[int, ...]
+
+    def weight(self, stored: Stored = NOTHING) -> np.ndarray | LowRank:
+        """The weight in float64."""
+        ...
+
+    def scaled(self, factor: float, stored: Stored = NOTHING) -> dict[str, np.ndarray]:
+        """Stored arrays, in their dtypes, that make factor times the weight (up to rounding).
+
+        Raises ConstraintError where no change of the stored tensors does.
+        """
+        ...
+
+
+def _array(tensor: Tensor, stored: Stored) -> np.ndarray:
+    found = stored.get(tensor.name)
+    return tensor.load() if found is None else found
+
+
+def _float64(tensor: Tensor, stored: Stored) -> np.ndarray:
+    with np.errstate(all="ignore"):
+        return _array(tensor, stored).astype(np.float64)
+
+
+def _times(array: np.ndarray, factor: float) -> np.ndarray:
+    """factor·array in float64, rounded once to the array's dtype."""
+    with np.errstate(all="ignore"):
+        return (array.astype(np.float64) * factor).astype(array.dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class Plain:
+    """The stored tensor itself, or the part of it that `index` selects, with axes permuted by `order`."""
+
+    tensor: Tensor
+    index: tuple[Any, ...] = ()
+    order: tuple[int, ...] | None = None
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.tensor,)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        shape = np.broadcast_to(np.empty(()), self.tensor.shape)[self.index].shape
+        return shape if self.order is None else tuple(shape[axis] for axis in self.order)
+
+    def weight(self, stored: Stored = NOTHING) -> np.ndarray:
+        with np.errstate(all="ignore"):
+            part = _array(self.tensor, stored)[self.index].astype(np.float64)
+        return part if self.order is None else np.ascontiguousarray(part.transpose(self.order))
+
+    def scaled(self, factor: float, stored: Stored = NOTHING) -> dict[str, np.ndarray]:
+        array = np.array(_array(self.tensor, stored))
+        array[self.index] = _times(array[self.index], factor)
+        return {self.tensor.name: array}
+
+
+@dataclass(frozen=True, slots=True)
+class WeightNorm:
+    """w = g·v/‖v‖ with the norm over all axes along which g has one entry (Salimans & Kingma 2016)."""
+
+    magnitude: Tensor
+    direction: Tensor
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.direction, self.magnitude)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.direction.shape
+
+    def weight(self, stored: Stored = NOTHING) -> np.ndarray:
+        v, g = _float64(self.direction, stored), _float64(self.magnitude, stored)
+        g = g.reshape((1,) * v.ndim) if g.size == 1 else g
+        axes = tuple(axis for axis in range(v.ndim) if g.shape[axis] == 1)
+        with np.errstate(all="ignore"):
+            largest = np.max(np.abs(v), axis=axes, keepdims=True, initial=0.0)
+            unit = np.where(largest > 0, v / np.where(largest > 0, largest, 1.0), v)
+            norm = np.sqrt(np.sum(unit * unit, axis=axes, keepdims=True))
+            return g * (unit / norm)  # 0/0 for a zero direction: NaN, as the module itself computes
+
+    def scaled(self, factor: float, stored: Stored = NOTHING) -> dict[str, np.ndarray]:
+        return {self.magnitude.name: _times(_array(self.magnitude, stored), factor)}
+
+
+@dataclass(frozen=True, slots=True)
+class SpectralNorm:
+    """w = W/(uᵀ W_mat v), as torch's spectral_norm computes it in evaluation from its stored u and v.
+
+    W_mat has axis `dim` in front. Scaling W changes nothing, so a rewrite scales u by 1/factor:
+    in evaluation the module computes factor·w. (In training it renormalises u, and then caps at 1.)
+    A file without v has it recomputed from u, as torch does when it loads one.
+    """
+
+    original: Tensor
+    left: Tensor
+    right: Tensor | None
+    dim: int = 0
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.original, self.left) + (() if self.right is None else (self.right,))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.original.shape
+
+    def weight(self, stored: Stored = NOTHING) -> np.ndarray:
+        weight = _float64(self.original, stored)
+        matrix = np.moveaxis(weight, self.dim, 0).reshape(weight.shape[self.dim], -1)
+        u = _float64(self.left, stored).ravel()
+        with np.errstate(all="ignore"):
+            if self.right is not None:
+                v = _float64(self.right, stored).ravel()
+            else:
+                v = matrix.T @ u
+                v /= np.linalg.norm(v)
+            return weight / (u @ (matrix @ v))
+
+    def scaled(self, factor: float, stored: Stored = NOTHING) -> dict[str, np.ndarray]:
+        return {self.left.name: _times(_array(self.left, stored), 1.0 / factor)}
+
+
+@dataclass(frozen=True, slots=True)
+class LowRankPair:
+    """The product up·down of a LoRA pair (Hu et al. 2021), without the factor alpha/r, which the
+    weights do not hold. Never multiplied out; a rewrite scales both factors alike."""
+
+    up: Tensor
+    down: Tensor
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.up, self.down)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.up.shape[0], *self.down.shape[1:])
+
+    def weight(self, stored: Stored = NOTHING) -> LowRank:
+        up, down = _float64(self.up, stored), _float64(self.down, stored)
+        return LowRank(up.reshape(up.shape[0], -1), down.reshape(down.shape[0], -1))
+
+    def scaled(self, factor: float, stored: Stored = NOTHING) -> dict[str, np.ndarray]:
+        root = float(np.sqrt(factor))
+        return {part.name: _times(_array(part, stored), root) for part in (self.up, self.down)}
+
+
+@dataclass(frozen=True, slots=True)
+class Folded:
+    """A constant that a graph computes from its stored tensors (a transpose, a cast, a dequantizer…).
+
+    `handle` is a stored tensor in which the constant is linear, or None: then it cannot be scaled.
+    """
+
+    value: Any
+    tensors: tuple[Tensor, ...]
+    shape: tuple[int, ...]
+    handle: Tensor | None
+    index: tuple[Any, ...] = ()
+
+    def weight(self, stored: Stored = NOTHING) -> np.ndarray:
+        from snaudit import folding
+
+        with np.errstate(all="ignore"):
+            return folding.evaluate(self.value, stored)[self.index].astype(np.float64)
+
+    def scaled(self, factor: float, stored: Stored = NOTHING) -> dict[str, np.ndarray]:
+        if self.handle is None:
+            raise ConstraintError(
+                f"{self.value.name}: the graph computes this weight in a way in which no stored tensor "
+                "scales it; fold the constants of the model first"
+            )
+        return {self.handle.name: _times(_array(self.handle, stored), factor)}

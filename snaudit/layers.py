@@ -1,0 +1,160 @@
+"""Layer: a tensor that is applied as a linear map, and with which geometry.
+
+Two ways lead to layers (`extraction.py` chooses): a graph says what it does with each constant
+(`nodes.py`), a bare checkpoint says it through names and shapes (`parameters.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from snaudit.errors import UsageError
+from snaudit.forms import NOTHING, Form, Stored
+from snaudit.linear import AnyMap, BlockDiagonal, Convolution, Dense, LowRank
+from snaudit.model import LeftOut
+
+if TYPE_CHECKING:
+    import onnx_ir
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """How a kernel acts. `known` is False for a bare checkpoint: then stride, dilation and groups
+    are 1, which bounds every other choice from above (MATH R11), and says nothing from below."""
+
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int = 1
+    transposed: bool = False
+    known: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One linear map of the model.
+
+    form      how stored tensors make its weight
+    geometry  of a convolution, else None
+    flipped   the weight is stored (inputs, outputs), not (outputs, inputs)
+    stacked   the weight is [E, …]: E matrices, each for itself
+    used_by   names under which, or nodes by which, it is applied
+    outputs   the graph's values that it makes (empty for a checkpoint)
+    in_chain  whether it is a factor of a bare checkpoint's chain (an embedding is not: its input
+              is an index)
+    """
+
+    name: str
+    op: str
+    form: Form
+    geometry: Geometry | None = None
+    flipped: bool = False
+    stacked: bool = False
+    used_by: tuple[str, ...] = ()
+    outputs: tuple[onnx_ir.Value, ...] = ()
+    in_chain: bool = True
+    notes: tuple[str, ...] = ()
+
+    @property
+    def dtype(self) -> str:
+        return self.form.tensors[0].dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.form.shape
+
+    @property
+    def uses(self) -> int:
+        return max(1, len(self.used_by))
+
+    def maps(self, stored: Stored = NOTHING) -> tuple[AnyMap, AnyMap]:
+        """(the reshaped weight matrix, the layer as the operator that it applies); one object where
+        they are the same. Reads the weight's bytes."""
+        weight = self.form.weight(stored)
+        if isinstance(weight, LowRank):
+            if self.geometry is None:
+                return weight, weight
+            return weight, self._convolution(weight.dense().reshape(self.shape))
+        if self.geometry is not None:
+            return Dense(self._as_matrix(weight)), self._convolution(weight)
+        if self.stacked:
+            blocks = weight.reshape(-1, *weight.shape[-2:])
+            stack = BlockDiagonal(blocks.transpose(0, 2, 1) if self.flipped else blocks)
+            return stack, stack
+        matrix = weight.reshape(weight.shape[0], -1) if weight.ndim else weight.reshape(1, 1)
+        dense = Dense(matrix.T if self.flipped else matrix)
+        return dense, dense
+
+    @property
+    def matrix(self) -> tuple[int, int]:
+        """(rows, columns) of the reshaped weight; of one slice for stacked matrices."""
+        shape = self.shape
+        if self.stacked:
+            rows, columns = shape[-2:]
+        elif self.geometry is not None and self.geometry.transposed:
+            rows, columns = shape[1], shape[0] * int(np.prod(shape[2:]))
+        else:
+            rows, columns = (shape[0] if shape else 1), int(np.prod(shape[1:]))
+        return (columns, rows) if self.flipped else (rows, columns)
+
+    def _as_matrix(self, kernel: np.ndarray) -> np.ndarray:
+        """The kernel reshaped with its outputs in front, as torch's spectral_norm reshapes it."""
+        if self.geometry is not None and self.geometry.transposed:
+            kernel = np.swapaxes(kernel, 0, 1)
+        return kernel.reshape(kernel.shape[0], -1)
+
+    def _convolution(self, kernel: np.ndarray) -> Convolution:
+        g = self.geometry
+        assert g is not None
+        return Convolution(kernel, g.stride, g.dilation, g.groups, g.transposed)
+
+
+@dataclass(frozen=True, slots=True)
+class Extraction:
+    """All layers of a model in their order, and all that is no layer, with reasons.
+
+    `scales` are normalization layers of a bare checkpoint with their gain, or None where it does
+    not follow from the file; `broken_chain` says why the layers are certainly no plain chain.
+    """
+
+    layers: tuple[Layer, ...]
+    left_out: tuple[LeftOut, ...] = ()
+    scales: tuple[tuple[str, float | None], ...] = ()
+    broken_chain: tuple[str, ...] = ()
+
+
+def select(layers: Iterable[Layer], wanted: Sequence[str], skipped: Sequence[str] = ()) -> tuple[Layer, ...]:
+    """The layers whose name matches one of `wanted` (all, if empty) and none of `skipped`.
+
+    Patterns are shell patterns over the whole name; one without wildcards also matches a dotted part
+    of it ("layer1" matches "layer1.0.weight"). Raises UsageError for a pattern that matches nothing,
+    with the names nearest to it.
+    """
+    layers = tuple(layers)
+    for pattern in (*wanted, *skipped):
+        if not any(matches(layer.name, pattern) for layer in layers):
+            raise UsageError(f"no layer matches {pattern!r}{_nearest(pattern, layers)}")
+    return tuple(
+        layer
+        for layer in layers
+        if (not wanted or any(matches(layer.name, p) for p in wanted))
+        and not any(matches(layer.name, p) for p in skipped)
+    )
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Whether a layer's name matches a pattern, as `select` explains."""
+    if fnmatchcase(name, pattern) or name == pattern:
+        return True
+    return not set("*?[") & set(pattern) and f".{pattern}." in f".{name}."
+
+
+def _nearest(pattern: str, layers: tuple[Layer, ...]) -> str:
+    import difflib
+
+    near = difflib.get_close_matches(pattern, [layer.name for layer in layers], 3, 0.3)
+    return f"; near it: {', '.join(near)}" if near else ""

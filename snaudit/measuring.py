@@ -1,0 +1,162 @@
+"""Measuring layers: each stored matrix once, whatever number of names and uses it has."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from snaudit import sigma
+from snaudit.bound import Bound, Grade, Norm, down, root_sum_squares_up, up
+from snaudit.findings import Finding, LayerResult, Settings
+from snaudit.forms import NOTHING, Stored
+from snaudit.layers import Layer
+from snaudit.linear import AnyMap, BlockDiagonal, Dense, LowRank
+from snaudit.sigma.interface import Options, PowerEstimate
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """The numbers of one layer: σ of its matrix, the norm of its operator, and what goes with them."""
+
+    sigma: Bound
+    norm: Bound
+    power: PowerEstimate | None
+    frobenius: float
+    spectrum: tuple[float, ...] | None = None
+
+
+@dataclass(slots=True)
+class Meter:
+    """Measures layers under one set of settings, and remembers what it measured by content."""
+
+    settings: Settings
+    known: dict[bytes, Measured] = field(default_factory=dict)
+
+    @property
+    def options(self) -> Options:
+        s = self.settings
+        return Options(s.method, s.device, s.rtol, s.iterations, s.seed)
+
+    def measure(self, layer: Layer, stored: Stored = NOTHING) -> Measured:
+        """The layer's numbers, from memory where equal bytes in equal geometry were measured."""
+        matrix, operator = layer.maps(stored)
+        key = _digest(matrix, layer)
+        found = self.known.get(key)
+        if found is None:
+            found = self.known[key] = self._measure(layer, matrix, operator)
+        return found
+
+    def norm_of(self, operator: AnyMap) -> Bound:
+        """The norm of a map that is no layer by itself (a stretch of several)."""
+        return sigma.measure(operator, self.settings.norm, self.options)
+
+    def _measure(self, layer: Layer, matrix: AnyMap, operator: AnyMap) -> Measured:
+        norm: Norm = self.settings.norm
+        first = sigma.measure(matrix, "l2", self.options)
+        if operator is matrix and norm == "l2":
+            second = first
+        else:
+            second = sigma.measure(operator, norm, self.options)
+        if layer.geometry is not None and not layer.geometry.known:
+            second = _for_every_geometry(layer, matrix, second, norm)
+        power = None
+        if np.isfinite(first.upper) and self.settings.iterations > 0:
+            power = sigma.power_estimate(matrix, self.settings.iterations, self.settings.seed)
+        return Measured(first, second, power, _frobenius(matrix))
+
+    def power(self, layer: Layer) -> PowerEstimate:
+        """Power iteration on the layer's matrix."""
+        return sigma.power_estimate(layer.maps()[0], self.settings.iterations, self.settings.seed)
+
+
+def _for_every_geometry(layer: Layer, matrix: AnyMap, bound: Bound, norm: Norm) -> Bound:
+    """A kernel of unknown stride, dilation, groups: the upper end as it is (MATH R11: all other
+    choices select or spread what stride 1 in one group computes); from below, one output unit in
+    the interior is a functional whose norm is that of its own row, whatever the choice.
+    """
+    if not bound.bounded:
+        return bound
+    rows = matrix.dense()
+    if norm == "l2":
+        lower = max((_euclidean_down(row) for row in rows), default=0.0)
+    else:
+        lower = 0.0
+    return replace(bound, lower=min(lower, bound.upper), method=f"{bound.method}, every geometry")
+
+
+def _euclidean_down(row: np.ndarray) -> float:
+    """‖row‖₂ rounded down: below the exact value for fewer than 1e9 entries."""
+    largest = float(np.max(np.abs(row), initial=0.0))
+    if largest == 0.0 or not np.isfinite(largest):
+        return 0.0
+    scaled = row / largest  # each entry off by at most one rounding
+    return down(largest * float(np.sqrt(np.sum(scaled * scaled))) * (1 - (row.size + 8) * 2.0**-53))
+
+
+def _frobenius(matrix: AnyMap) -> float:
+    """‖W‖_F; of a low-rank product through its Gram matrices."""
+    with np.errstate(all="ignore"):
+        if isinstance(matrix, LowRank):
+            gram = (matrix.left.T @ matrix.left) * (matrix.right @ matrix.right.T)
+            return float(np.sqrt(max(0.0, float(np.sum(gram)))))
+        entries = matrix.blocks if isinstance(matrix, BlockDiagonal) else matrix.dense()
+        largest = float(np.max(np.abs(entries), initial=0.0))
+        if largest == 0.0 or not np.isfinite(largest):
+            return largest
+        return largest * float(np.linalg.norm((entries / largest).ravel()))
+
+
+def _digest(matrix: AnyMap, layer: Layer) -> bytes:
+    """A key that is equal only for the same numbers in the same geometry."""
+    digest = hashlib.blake2b(digest_size=16)
+    parts = {
+        Dense: lambda: (matrix.weight,),
+        LowRank: lambda: (matrix.left, matrix.right),
+        BlockDiagonal: lambda: (matrix.blocks,),
+    }[type(matrix)]()
+    digest.update(repr((type(matrix).__name__, layer.geometry, layer.shape)).encode())
+    for part in parts:
+        digest.update(repr(part.shape).encode())
+        digest.update(np.ascontiguousarray(part).data)
+    return digest.digest()
+
+
+def not_finite(layer: Layer) -> Finding | None:
+    """A finding where a weight holds NaN or infinities, with the tensor and how many; else None."""
+    for tensor in layer.form.tensors:
+        if not tensor.is_real:
+            continue
+        values = tensor.float64()
+        bad = int(values.size - np.count_nonzero(np.isfinite(values)))
+        if bad:
+            nan = int(np.count_nonzero(np.isnan(values)))
+            text = f"{bad} of {values.size} entries are not finite ({nan} NaN, {bad - nan} infinite): σ is unbounded"
+            return Finding("not-finite", "error", tensor.name, text)
+    return None
+
+
+def result_of(layer: Layer, measured: Measured) -> LayerResult:
+    """The layer as it stands in a report."""
+    stable = None
+    top = measured.sigma.lower if measured.sigma.lower > 0 else measured.sigma.upper
+    if 0 < top < np.inf and np.isfinite(measured.frobenius):
+        stable = (measured.frobenius / top) ** 2
+    return LayerResult(
+        name=layer.name,
+        op=layer.op,
+        shape=layer.shape,
+        dtype=layer.dtype,
+        matrix=layer.matrix,
+        uses=layer.uses,
+        sigma=measured.sigma,
+        power=measured.power,
+        norm=measured.norm,
+        frobenius=measured.frobenius,
+        stable_rank=stable,
+        used_by=layer.used_by,
+        notes=layer.notes,
+        spectrum=measured.spectrum,
+    )

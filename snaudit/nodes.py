@@ -1,0 +1,236 @@
+"""Layers of a graph: what its nodes do with constants, in the main graph and in all bodies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import onnx_ir as ir
+
+from snaudit import folding
+from snaudit.forms import Folded, Form, Plain
+from snaudit.layers import Extraction, Geometry, Layer
+from snaudit.model import LeftOut, Tensor
+
+_QUANTIZED = {
+    "MatMulInteger", "ConvInteger", "QLinearMatMul", "QLinearConv", "QGemm", "QAttention", "QLinearAdd",
+    "DynamicQuantizeLSTM", "DynamicQuantizeMatMul", "MatMulIntegerToFloat", "MatMulNBits", "QEmbedLayerNormalization",
+}  # fmt: skip
+
+
+@dataclass(slots=True)
+class _Reading:
+    layers: dict[object, Layer] = field(default_factory=dict)
+    used: set[str] = field(default_factory=set)
+    why_not: dict[str, str] = field(default_factory=dict)
+
+
+def extract_from_graph(graph: ir.Model, tensors: Mapping[str, Tensor]) -> Extraction:
+    """All layers that the nodes of a graph and of its bodies apply, in the graph's order."""
+    reading = _Reading()
+    for node in _nodes(graph):
+        for layer in _layers_of(node, reading):
+            _add(reading, layer, node)
+    left_out = [
+        LeftOut(name, _why_left_out(tensor, reading.why_not.get(name)))
+        for name, tensor in tensors.items()
+        if name not in reading.used
+    ]
+    return Extraction(tuple(reading.layers.values()), tuple(left_out))
+
+
+def _nodes(graph: ir.Model) -> Iterator[ir.Node]:
+    for body in (graph.graph, *graph.functions.values()):
+        yield from ir.traversal.RecursiveGraphIterator(body)
+
+
+def _add(reading: _Reading, layer: Layer, node: ir.Node) -> None:
+    """Count a further use where the same numbers are applied in the same way already."""
+    places = tuple(tensor.place for tensor in layer.form.tensors)
+    index = str(getattr(layer.form, "index", ""))
+    key = (places, index, layer.geometry, layer.flipped, layer.op, layer.shape)
+    known = reading.layers.get(key)
+    used_by = (node.name or node.outputs[0].name or node.op_type,)
+    outputs = (node.outputs[0],)
+    if known is None:
+        reading.layers[key] = replace(layer, used_by=used_by, outputs=outputs)
+    else:
+        reading.layers[key] = replace(
+            known, used_by=known.used_by + used_by, outputs=known.outputs + outputs
+        )
+
+
+def _layers_of(node: ir.Node, reading: _Reading) -> Iterator[Layer]:
+    """The layers of one node; for each other constant input, the reason why it is none."""
+    op = node.op_type
+    find = _FINDERS.get((_domain(node), op))
+    if find is not None:
+        for layer in find(node):
+            reading.used.update(tensor.name for tensor in layer.form.tensors)
+            yield layer
+    for value in node.inputs:
+        if value is None or not folding.is_constant(value):
+            continue
+        reason = f"integer weights of {op}: not audited yet" if op in _QUANTIZED else f"no weight matrix of {op}"
+        for tensor in folding.roots(value):
+            reading.why_not[tensor.name] = reason
+
+
+def _why_left_out(tensor: Tensor, reason: str | None) -> str:
+    if reason is not None and "integer weights" in reason:
+        return reason
+    if not tensor.is_real:
+        return f"integers or booleans ({tensor.dtype})"
+    if len(tensor.shape) < 2:
+        return "a vector or scalar (bias, norm scale, statistic)"
+    return reason or "used by no node"
+
+
+def _domain(node: ir.Node) -> str:
+    return "" if node.domain == "ai.onnx" else node.domain
+
+
+def _attribute(node: ir.Node, name: str, default: Any) -> Any:
+    found = node.attributes.get(name)
+    return default if found is None or isinstance(found, ir.RefAttr) else found.value
+
+
+def _form(node: ir.Node, index: int) -> Form | None:
+    """The form of a constant real input, or None."""
+    value = node.inputs[index] if index < len(node.inputs) else None
+    if value is None or not folding.is_constant(value):
+        return None
+    tensor = value.meta.get("tensor")
+    if isinstance(tensor, Tensor):
+        return Plain(tensor) if tensor.is_real else None
+    roots = folding.roots(value)
+    if not roots:
+        return None
+    array = folding.evaluate(value)
+    if array.dtype.kind in "iub":
+        return None
+    return Folded(value, roots, tuple(array.shape), _handle(value))
+
+
+def _handle(value: ir.Value) -> Tensor | None:
+    """The stored tensor in which a folded constant is linear, where one is: follow the ops that
+    scale with one of their inputs (a transpose, a cast, a dequantizer's scale)."""
+    while True:
+        tensor = value.meta.get("tensor")
+        if isinstance(tensor, Tensor):
+            return tensor if tensor.is_real else None
+        node = value.producer()
+        if node is None or node.op_type not in _LINEAR_IN or _domain(node):
+            return None
+        value = node.inputs[_LINEAR_IN[node.op_type]]
+
+
+_LINEAR_IN = {
+    "Identity": 0, "Transpose": 0, "Reshape": 0, "Flatten": 0, "Squeeze": 0, "Unsqueeze": 0, "Cast": 0,
+    "CastLike": 0, "Slice": 0, "DequantizeLinear": 1,
+}  # fmt: skip
+
+
+def _name(form: Form) -> str:
+    """The stored tensor's name where there is one real one, else that of the folded value."""
+    real = [tensor for tensor in form.tensors if tensor.is_real and len(tensor.shape) > 1]
+    if isinstance(form, Folded) and len(real) != 1:
+        big = max(form.tensors, key=lambda tensor: tensor.size)
+        return big.name
+    return real[0].name if real else form.tensors[0].name
+
+
+def _convolution(node: ir.Node) -> Iterator[Layer]:
+    form = _form(node, 1)
+    if form is None or len(form.shape) < 3:
+        return
+    axes = len(form.shape) - 2
+    ones = [1] * axes
+    transposed = node.op_type == "ConvTranspose"
+    geometry = Geometry(
+        tuple(_attribute(node, "strides", ones)),
+        tuple(_attribute(node, "dilations", ones)),
+        int(_attribute(node, "group", 1)),
+        transposed,
+    )
+    kind = "ConvTranspose" if transposed else "Conv"
+    yield Layer(_name(form), f"{kind}{axes}d", form, geometry)
+
+
+def _gemm(node: ir.Node) -> Iterator[Layer]:
+    right, left = _form(node, 1), _form(node, 0)
+    if right is not None and left is None and len(right.shape) == 2:
+        flipped = not _attribute(node, "transB", 0)
+        yield Layer(_name(right), "Linear", right, flipped=flipped)
+    elif left is not None and right is None and len(left.shape) == 2:
+        flipped = bool(_attribute(node, "transA", 0))
+        yield Layer(_name(left), "Linear", left, flipped=flipped)
+
+
+def _matmul(node: ir.Node) -> Iterator[Layer]:
+    right, left = _form(node, 1), _form(node, 0)
+    if (right is None) == (left is None):
+        return
+    form, flipped = (right, True) if right is not None else (left, False)
+    if form is None or len(form.shape) < 2:
+        return
+    op = "Linear" if len(form.shape) == 2 else "Experts"
+    yield Layer(_name(form), op, form, flipped=flipped, stacked=len(form.shape) > 2)
+
+
+def _gather(node: ir.Node) -> Iterator[Layer]:
+    form = _form(node, 0)
+    indices = node.inputs[1]
+    if form is None or len(form.shape) != 2 or _attribute(node, "axis", 0) != 0:
+        return
+    if indices is None or folding.is_constant(indices):
+        return
+    yield Layer(_name(form), "Embedding", form, flipped=True, in_chain=False)
+
+
+def _recurrent(node: ir.Node) -> Iterator[Layer]:
+    """W [directions, gates·hidden, inputs] and R [directions, gates·hidden, hidden], each direction
+    a matrix of its own."""
+    for index, letter in ((1, "W"), (2, "R")):
+        form = _form(node, index)
+        if form is None or len(form.shape) != 3:
+            continue
+        for direction in range(form.shape[0]):
+            part: Form
+            if isinstance(form, Plain):
+                part = replace(form, index=(direction,))
+            elif isinstance(form, Folded):
+                part = replace(form, index=(direction,), shape=form.shape[1:])
+            label = f"[{letter}]" if form.shape[0] == 1 else f"[{letter}{direction}]"
+            yield Layer(f"{_name(form)}{label}", node.op_type, part)
+
+
+def _packed_attention(node: ir.Node) -> Iterator[Layer]:
+    """com.microsoft.Attention: weights [inputs, 3·hidden], q | k | v side by side."""
+    form = _form(node, 1)
+    if not isinstance(form, Plain) or len(form.shape) != 2:
+        return
+    sizes = _attribute(node, "qkv_hidden_sizes", None)
+    width = form.shape[1] // 3
+    sizes = list(sizes) if sizes else [width] * 3
+    start = 0
+    for letter, size in zip("qkv", sizes, strict=False):
+        part = replace(form, index=(slice(None), slice(start, start + size)))
+        start += size
+        yield Layer(f"{_name(form)}[{letter}]", "Attention", part, flipped=True)
+
+
+_FINDERS = {
+    ("", "Conv"): _convolution,
+    ("", "ConvTranspose"): _convolution,
+    ("com.microsoft", "FusedConv"): _convolution,
+    ("", "Gemm"): _gemm,
+    ("com.microsoft", "FusedGemm"): _gemm,
+    ("", "MatMul"): _matmul,
+    ("", "Gather"): _gather,
+    ("", "LSTM"): _recurrent,
+    ("", "GRU"): _recurrent,
+    ("", "RNN"): _recurrent,
+    ("com.microsoft", "Attention"): _packed_attention,
+}

@@ -1,0 +1,165 @@
+"""audit(path, settings, limits) → Report: the straight line through the house."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from snaudit import formats, policy
+from snaudit.bound import UNBOUNDED, Bound, Grade, exactly, times_up, up
+from snaudit.errors import EmptyModel
+from snaudit.extraction import extract
+from snaudit.findings import (
+    Finding,
+    Gap,
+    LayerResult,
+    MethodResult,
+    ModelCard,
+    NetworkResult,
+    OutputResult,
+    Report,
+    Settings,
+)
+from snaudit.layers import Extraction, Layer, select
+from snaudit.measuring import Meter, not_finite, result_of
+from snaudit.model import LeftOut, Model
+
+Progress = Callable[[int, int, str], None]
+
+
+def audit(
+    path: Path,
+    settings: Settings = Settings(),
+    limits: policy.Limits | None = None,
+    progress: Progress | None = None,
+    only: tuple[str, ...] = (),
+) -> Report:
+    """The report on a model file, judged by `limits` where there are some.
+
+    only: patterns of the layers to show and judge; the network's bound always rests on all of them.
+    Raises a ModelError when the file cannot be read or holds nothing to audit.
+    """
+    model = formats.read(path, settings.key)
+    extraction = extract(model)
+    if not extraction.layers:
+        raise EmptyModel(path, "no weight matrix to audit in it" + _what_there_is(extraction.left_out))
+    meter = Meter(settings)
+    results: list[LayerResult] = []
+    findings: list[Finding] = []
+    for index, layer in enumerate(extraction.layers):
+        if progress is not None:
+            progress(index, len(extraction.layers), layer.name)
+        measured = meter.measure(layer)
+        if not measured.sigma.bounded or not measured.norm.bounded:
+            bad = not_finite(layer)
+            findings += [] if bad is None else [bad]
+        results.append(result_of(layer, measured))
+    if progress is not None:
+        progress(len(extraction.layers), len(extraction.layers), "the network")
+    if model.graph is None:
+        network, gaps = _chain_of(extraction, tuple(results)), ()
+    else:
+        network, gaps = _composition_of(model, extraction.layers, tuple(results), meter)
+    for file in model.files:
+        file.check()
+    shown = {layer.name for layer in select(extraction.layers, only)}
+    kept = tuple(result for result in results if result.name in shown)
+    verdict = None
+    if limits is not None:
+        judged, verdict = policy.decide(kept, network, limits)
+        findings += judged
+    return Report(
+        model=_card(model, path),
+        settings=settings,
+        layers=kept,
+        network=network,
+        left_out=model.left_out + extraction.left_out,
+        gaps=gaps,
+        findings=tuple(findings),
+        verdict=verdict,
+    )
+
+
+def _what_there_is(left_out: tuple[LeftOut, ...]) -> str:
+    if not left_out:
+        return ": it holds no tensor"
+    reasons = Counter(item.reason for item in left_out).most_common(3)
+    return ": " + "; ".join(f"{count} left out: {reason}" for reason, count in reasons)
+
+
+def _card(model: Model, path: Path) -> ModelCard:
+    places = {tensor.place: tensor.size for tensor in model.tensors.values()}
+    dtypes = Counter(tensor.dtype for tensor in model.tensors.values())
+    return ModelCard(
+        path=str(path),
+        format=model.format,
+        files=model.files,
+        tensors=len(model.tensors),
+        parameters=sum(places.values()),
+        dtypes=tuple(dtypes.most_common()),
+        graph=model.graph is not None,
+        notes=model.notes,
+    )
+
+
+CHAIN = (
+    "the layers run one after another, each stored matrix once, in between only functions that are "
+    "1-Lipschitz (a bare checkpoint does not say how its layers are connected)"
+)
+
+
+def _chain_of(extraction: Extraction, results: tuple[LayerResult, ...]) -> NetworkResult:
+    """The bound of a bare checkpoint *if* its layers are a chain: the product, graded ASSUMED."""
+    started = time.perf_counter()
+    upper, factors = 1.0, []
+    for layer, result in zip(extraction.layers, results, strict=True):
+        if layer.in_chain:
+            upper = times_up(upper, result.norm.upper)
+            factors.append((result.name, result.norm.upper))
+    for name, gain in extraction.scales:
+        if gain is not None:
+            upper = times_up(upper, up(gain))
+            factors.append((name, gain))
+    if not factors:
+        upper = math.inf
+    bound = Bound(0.0, upper, Grade.ASSUMED, "product of the layers' norms")
+    method = MethodResult(bound.method, bound, time.perf_counter() - started)
+    return NetworkResult(
+        bound, (), (method,), (CHAIN, *extraction.broken_chain), tuple(factors)
+    )
+
+
+def _composition_of(
+    model: Model, layers: tuple[Layer, ...], results: tuple[LayerResult, ...], meter: Meter
+) -> tuple[NetworkResult, tuple[Gap, ...]]:
+    """The bound by composition over the graph, each layer's measured norm at its nodes."""
+    from snaudit import folding, lipschitz, stretches
+
+    started = time.perf_counter()
+    operators = {
+        output: result.norm for layer, result in zip(layers, results, strict=True) for output in layer.outputs
+    }
+    names = {output: layer.name for layer in layers for output in layer.outputs}
+    shortcuts = [
+        lipschitz.Shortcut(s.output, s.source, s.enclosed(meter.norm_of(s.map())), s.layer.name)
+        for s in stretches.find_stretches(layers)
+    ]
+
+    def fold(value: object) -> object:
+        return folding.evaluate(value) if folding.is_constant(value) else None
+
+    found = lipschitz.compose(model.graph, meter.settings.norm, operators, names, shortcuts, fold)
+    seconds = time.perf_counter() - started
+    method = MethodResult("composition over the graph", found.bound, seconds)
+    network = NetworkResult(
+        found.bound,
+        tuple(OutputResult(name, bound) for name, bound in found.outputs),
+        (method,),
+        found.assumptions,
+        found.contributions,
+    )
+    return network, found.gaps

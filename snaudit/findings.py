@@ -111,6 +111,7 @@ class Settings:
     iterations: int = 20
     seed: int = 0
     rtol: float = 1e-3
+    spectrum: bool = False
     key: str | None = None
     input_range: tuple[float, float] | None = None
 

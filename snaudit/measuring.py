@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from snaudit import sigma
-from snaudit.bound import Bound, Grade, Norm, down, root_sum_squares_up, up
+from snaudit.bound import Bound, Norm, down
 from snaudit.findings import Finding, LayerResult, Settings
 from snaudit.forms import NOTHING, Stored
 from snaudit.layers import Layer
@@ -26,6 +26,7 @@ class Measured:
     power: PowerEstimate | None
     frobenius: float
     spectrum: tuple[float, ...] | None = None
+    condition: float | None = None
 
 
 @dataclass(slots=True)
@@ -65,11 +66,8 @@ class Meter:
         power = None
         if np.isfinite(first.upper) and self.settings.iterations > 0:
             power = sigma.power_estimate(matrix, self.settings.iterations, self.settings.seed)
-        return Measured(first, second, power, _frobenius(matrix))
-
-    def power(self, layer: Layer) -> PowerEstimate:
-        """Power iteration on the layer's matrix."""
-        return sigma.power_estimate(layer.maps()[0], self.settings.iterations, self.settings.seed)
+        spectrum, condition = _spectrum(matrix) if self.settings.spectrum and first.bounded else (None, None)
+        return Measured(first, second, power, _frobenius(matrix), spectrum, condition)
 
 
 def _for_every_geometry(layer: Layer, matrix: AnyMap, bound: Bound, norm: Norm) -> Bound:
@@ -94,6 +92,17 @@ def _euclidean_down(row: np.ndarray) -> float:
         return 0.0
     scaled = row / largest  # each entry off by at most one rounding
     return down(largest * float(np.sqrt(np.sum(scaled * scaled))) * (1 - (row.size + 8) * 2.0**-53))
+
+
+def _spectrum(matrix: AnyMap) -> tuple[tuple[float, ...], float | None]:
+    """(all singular values in falling order, σ₁/σ_min, or None where σ_min is zero)."""
+    if isinstance(matrix, BlockDiagonal):
+        parts = [sigma.singular_values(block) for block in matrix.blocks]
+        values = np.sort(np.concatenate(parts))[::-1] if parts else np.zeros(0)
+    else:
+        values = sigma.singular_values(matrix.dense())
+    condition = float(values[0] / values[-1]) if values.size and values[-1] > 0 else None
+    return tuple(float(value) for value in values), condition
 
 
 def _frobenius(matrix: AnyMap) -> float:
@@ -159,4 +168,5 @@ def result_of(layer: Layer, measured: Measured) -> LayerResult:
         used_by=layer.used_by,
         notes=layer.notes,
         spectrum=measured.spectrum,
+        condition=measured.condition,
     )

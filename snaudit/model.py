@@ -59,11 +59,15 @@ class LeftOut:
 
 @dataclass(frozen=True, slots=True)
 class FileRead:
-    """A file whose bytes the audit rests on."""
+    """A file whose bytes the audit rests on.
+
+    `check()` raises UnreadableModel if the file changed since it was opened.
+    """
 
     path: Path
     size: int
     sha256: str
+    check: Callable[[], None] = field(default=lambda: None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

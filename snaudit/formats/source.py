@@ -61,7 +61,7 @@ class Source:
         digest = hashlib.sha256()
         for offset in range(0, self.size, _BLOCK):
             digest.update(self.read_up_to(offset, _BLOCK))
-        return FileRead(self.path, self.size, digest.hexdigest())
+        return FileRead(self.path, self.size, digest.hexdigest(), self.check_unchanged)
 
     def check_unchanged(self) -> None:
         """Raise UnreadableModel if the file changed since it was opened."""

@@ -1,0 +1,59 @@
+"""The library's four verbs: load, audit, constrain, check. Paths in, plain values out."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from snaudit import constraints, formats, pipeline, policy
+from snaudit.findings import Report, Settings
+from snaudit.model import Model
+
+StrPath = str | os.PathLike[str]
+
+
+def load(path: StrPath, key: str | None = None) -> Model:
+    """The model in a file or folder: its tensors, lazily, and its graph where it has one.
+
+    Raises a ModelError for what cannot be read, UsageError for a `key` that is not there.
+    """
+    return formats.read(Path(path), key)
+
+
+def audit(path: StrPath, **settings: Any) -> Report:
+    """The report on a model file: an interval [lower, upper] for the σ of each weight matrix, for
+    the norm of each layer as an operator, and for the network's Lipschitz constant (all
+    dimensionless: output norm over input norm).
+
+    settings: fields of `Settings` (norm="l2" | "linf" | "l1", method, iterations, seed, …).
+    Raises a ModelError when the file cannot be read or holds nothing to audit.
+    """
+    return pipeline.audit(Path(path), Settings(**settings))
+
+
+def check(
+    path: StrPath,
+    *,
+    max_sigma: float | None = None,
+    max_lipschitz: float | None = None,
+    limits: policy.Limits | None = None,
+    **settings: Any,
+) -> Report:
+    """The report with a verdict: PASS, FAIL or UNDECIDED against the limits.
+
+    It never passes on an estimate from below nor on an assumption, unless `limits` accepts it.
+    """
+    limits = limits or policy.Limits(max_sigma=max_sigma, max_lipschitz=max_lipschitz)
+    return pipeline.audit(Path(path), Settings(**settings), limits)
+
+
+def constrain(
+    path: StrPath, target: StrPath | None = None, max_sigma: float = 1.0, **options: Any
+) -> constraints.Outcome:
+    """Write a copy of the model in which every layer's σ is at most `max_sigma`, on disk, proved.
+
+    options: those of `constraints.constrain`. Default target: MODEL.constrained.EXT.
+    """
+    place = None if target is None else Path(target)
+    return constraints.constrain(Path(path), place, max_sigma, **options)

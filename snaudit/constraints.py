@@ -1,0 +1,270 @@
+"""constrain(path, …): a copy of a model in which no layer stretches more than a cap.
+
+Spectral norm constraint (Yoshida & Miyato 2017; Gouk et al. 2021): a weight whose σ exceeds the cap
+is scaled down as a whole so that its σ equals it; spectral normalization (Miyato et al. 2018) scales
+every weight. The scale is cap/upper with the *certified* upper end, and the cap is proved again for
+the rounded numbers and for the bytes on disk, because rounding to the stored dtype can raise σ.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import ChainMap
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from snaudit import formats
+from snaudit.bound import Bound, Grade
+from snaudit.errors import ConstraintError, EmptyModel, SoundnessError, UsageError, WriteError
+from snaudit.extraction import extract
+from snaudit.findings import Settings
+from snaudit.forms import Form
+from snaudit.layers import Layer, select
+from snaudit.linear import LowRank
+from snaudit.measuring import Meter, not_finite
+from snaudit.model import Model
+from snaudit.outputs import OutputChange, compare_outputs
+from snaudit.writing import check_target, write_model
+
+Measure = Literal["operator", "matrix"]
+_ROUNDS = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What was done to one layer: its bound before and after, and ‖W' − W‖_F/‖W‖_F."""
+
+    name: str
+    op: str
+    dtype: str
+    measure: Measure
+    before: Bound
+    after: Bound
+    relative_change: float
+    changed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The result of a constrain run; `target` is the file written, or that would have been."""
+
+    source: str
+    target: str
+    written: bool
+    measure: Measure
+    max_sigma: float
+    changes: tuple[Change, ...]
+    notes: tuple[str, ...] = ()
+    outputs: tuple[OutputChange, ...] = ()
+
+
+def default_target(path: Path) -> Path:
+    """MODEL.constrained.EXT beside the model."""
+    name = path.name
+    ending = formats.INDEX if name.endswith(formats.INDEX) else path.suffix
+    return path.with_name(f"{name.removesuffix(ending)}.constrained{ending}")
+
+
+def constrain(
+    path: Path,
+    target: Path | None = None,
+    max_sigma: float = 1.0,
+    *,
+    settings: Settings = Settings(),
+    normalize: bool = False,
+    measure: Measure = "operator",
+    layers: tuple[str, ...] = (),
+    skip: tuple[str, ...] = (),
+    force: bool = False,
+    dry_run: bool = False,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> Outcome:
+    """Write a copy of the model at `path` in which the chosen layers keep σ ≤ max_sigma.
+
+    measure: "operator" caps the layer as the operator that it applies (a convolution's Lipschitz
+    constant), "matrix" the σ of the reshaped weight. All in the file that is not changed stays
+    bit-equal. Raises UsageError for a cap that is not a positive number, ConstraintError where a
+    weight is not finite or cannot be brought under the cap, WriteError, ModelError.
+    """
+    if not (max_sigma > 0 and math.isfinite(max_sigma)):
+        raise UsageError(f"--max-sigma must be a positive number, not {max_sigma}")
+    if path.is_dir():
+        path = formats.find_in_folder(path)
+    wanted = default_target(path) if target is None else target
+    real = check_target(wanted, force or dry_run)
+    model = formats.read(path, settings.key)
+    extraction = extract(model)
+    if not extraction.layers:
+        raise EmptyModel(path, "no weight matrix to constrain in it")
+    chosen = select(extraction.layers, layers, skip)
+    work = _Work(Meter(settings), max_sigma, measure, normalize)
+    before: list[Bound] = []
+    for index, layer in enumerate(chosen):
+        if progress is not None:
+            progress(index, len(chosen), layer.name)
+        before.append(work.bring_under(layer))
+    changes = [work.change_of(layer, bound) for layer, bound in zip(chosen, before, strict=True)]
+    notes = model.notes + _notes(chosen, measure)
+    outputs: tuple[OutputChange, ...] = ()
+    if not dry_run:
+        outputs, more = _write(model, real, work, chosen)
+        notes += more
+    return Outcome(
+        str(path), str(wanted), not dry_run, measure, max_sigma, tuple(changes), notes, outputs
+    )
+
+
+class _Rewritten(Mapping[str, np.ndarray]):
+    """The changed tensors as they will stand on disk: recipes, made into arrays when asked for, so
+    that memory follows the largest of them and not their number."""
+
+    def __init__(self) -> None:
+        self._recipes: dict[str, list[tuple[Form, float]]] = {}
+
+    def add(self, form: Form, factor: float, names: Iterable[str]) -> None:
+        """Scale a form by a factor, which changes the tensors named."""
+        for name in names:
+            self._recipes.setdefault(name, []).append((form, factor))
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        made: dict[str, np.ndarray] = {}
+        for form, factor in self._recipes[name]:
+            made.update(form.scaled(factor, made))
+        return made[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._recipes)
+
+    def __len__(self) -> int:
+        return len(self._recipes)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._recipes
+
+
+@dataclass(slots=True)
+class _Work:
+    """The state of one run."""
+
+    meter: Meter
+    cap: float
+    which: Measure
+    normalize: bool
+    stored: _Rewritten = field(default_factory=_Rewritten)
+
+    def bound_of(self, layer: Layer, stored: Mapping[str, np.ndarray]) -> Bound:
+        measured = self.meter.measure(layer, stored)
+        return measured.norm if self.which == "operator" else measured.sigma
+
+    def bring_under(self, layer: Layer) -> Bound:
+        """The layer's bound before it is scaled until its proved bound, for the rounded numbers, is
+        at most the cap."""
+        before = self.bound_of(layer, self.stored)
+        if not before.bounded:
+            bad = not_finite(layer)
+            why = bad.message if bad is not None else f"no finite bound by {before.method}"
+            raise ConstraintError(f"{layer.name}: {why}; --skip {layer.name} leaves it as it is")
+        if before.grade < Grade.COMPUTED:
+            raise ConstraintError(f"{layer.name}: {before.method} proves no upper bound to constrain by")
+        if before.upper > self.cap or self._is_short(before):
+            self._scale(layer, before)
+        return before
+
+    def _is_short(self, bound: Bound) -> bool:
+        """Whether normalization must raise this layer: what rounding or the width of an enclosure
+        leaves open is no reason to touch it again."""
+        slack = 1 - max(2 * self.meter.settings.rtol, 0.01)
+        return self.normalize and 0.0 < bound.upper < self.cap * slack
+
+    def _scale(self, layer: Layer, before: Bound) -> None:
+        factor, step = self.cap / before.upper, 2.0**-52
+        for _ in range(_ROUNDS):
+            scaled = layer.form.scaled(factor, self.stored)
+            after = self.bound_of(layer, ChainMap(scaled, self.stored))
+            if after.upper <= self.cap:
+                self.stored.add(layer.form, factor, scaled)
+                return
+            if not after.bounded:
+                break
+            factor *= min(1 - step, self.cap / after.upper)
+            step *= 2
+        raise ConstraintError(
+            f"{layer.name}: in {layer.dtype} no scale brings it from {before.upper:.6g} under {self.cap:.6g}"
+        )
+
+    def change_of(self, layer: Layer, before: Bound) -> Change:
+        """What became of a layer once all layers are done: a later one may share its tensors."""
+        if not any(tensor.name in self.stored for tensor in layer.form.tensors):
+            return Change(layer.name, layer.op, layer.dtype, self.which, before, before, 0.0, False)
+        after = self.bound_of(layer, self.stored)
+        if after.upper > self.cap:
+            raise ConstraintError(f"{layer.name}: shares numbers with layers that pull it over the cap")
+        moved = _relative_change(layer, self.stored)
+        return Change(layer.name, layer.op, layer.dtype, self.which, before, after, moved, True)
+
+
+def _relative_change(layer: Layer, stored: Mapping[str, np.ndarray]) -> float:
+    """‖W' − W‖_F/‖W‖_F, 0 for a zero weight."""
+    old, new = layer.form.weight(), layer.form.weight(stored)
+    old = old.dense() if isinstance(old, LowRank) else old
+    new = new.dense() if isinstance(new, LowRank) else new
+    size = float(np.linalg.norm(old.ravel()))
+    return float(np.linalg.norm((new - old).ravel())) / size if size else 0.0
+
+
+def _notes(chosen: tuple[Layer, ...], measure: Measure) -> tuple[str, ...]:
+    unknown = sum(layer.geometry is not None and not layer.geometry.known for layer in chosen)
+    if measure == "operator" and unknown:
+        return (
+            f"{unknown} convolutions of unknown stride, dilation and groups are capped for every choice "
+            "of them; --measure matrix caps the reshaped kernel instead",
+        )
+    return ()
+
+
+def _write(
+    model: Model, target: Path, work: _Work, chosen: tuple[Layer, ...]
+) -> tuple[tuple[OutputChange, ...], tuple[str, ...]]:
+    """Write the copy; before it gets its name, read it back, prove the caps, compare all the rest."""
+    stored = work.stored
+    files = formats.by_name(model.format).patch(model, stored, target)
+    outputs: tuple[OutputChange, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def verify(part: Path) -> None:
+        nonlocal outputs, notes
+        written = formats.read(part, work.meter.settings.key)
+        _same_but_for(stored, model, written)
+        meter = Meter(work.meter.settings)
+        names = {layer.name for layer in chosen}
+        for layer in extract(written).layers:
+            if layer.name in names:
+                measured = meter.measure(layer)
+                bound = measured.norm if work.which == "operator" else measured.sigma
+                if bound.upper > work.cap:
+                    raise SoundnessError(f"{layer.name}: {bound.upper!r} on disk, over the cap {work.cap!r}")
+        for file in (*model.files, *written.files):
+            file.check()
+        if model.graph is not None:
+            outputs, notes = compare_outputs(model.path, part, work.meter.settings.seed)
+
+    write_model(files, target, model.path, verify)
+    return outputs, notes
+
+
+def _same_but_for(stored: Mapping[str, np.ndarray], before: Model, after: Model) -> None:
+    """Raise WriteError unless the file read back holds `stored`, and all else bit for bit."""
+    if list(before.tensors) != list(after.tensors):
+        raise WriteError(f"{after.path}: the tensors read back are not those that were written")
+    touched = {before.tensors[name].place for name in stored}
+    for name, tensor in before.tensors.items():
+        if name not in stored and tensor.place in touched:
+            continue  # an alias of a changed tensor, compared under that name
+        array = stored[name] if name in stored else tensor.load()
+        back = after.tensors[name].load()
+        if array.shape != back.shape or array.dtype != back.dtype or array.tobytes() != back.tobytes():
+            raise WriteError(f"{after.path}: {name} read back is not what was written")

@@ -1,0 +1,122 @@
+"""The laws of the house: who may import whom, what the tables hold, what the names are."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import snaudit
+
+PACKAGE = Path(snaudit.__file__).parent
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+# A file may import from its own level's lower neighbours and from anything below; top to bottom.
+LEVELS = (
+    ("__main__",),
+    ("cli", "commands"),
+    ("api",),
+    ("pipeline", "constraints"),
+    ("policy", "report", "measuring", "outputs", "writing", "extraction", "lipschitz"),
+    ("stretches", "parameters", "nodes", "patterns"),
+    ("layers",),
+    ("forms", "formats", "sigma", "rules"),
+    ("findings", "folding"),
+    ("sigma.interface", "rules.interface", "formats.interface", "formats.source"),
+    ("model", "linear", "rounding", "names", "numerals"),
+    ("bound",),
+    ("errors", "version"),
+)
+HEAVY = {"torch", "onnx", "onnx_ir", "onnxruntime", "numpy", "ml_dtypes"}
+NEVER = (("report", "model"), ("rules", "sigma"), ("sigma", "model"))
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+def imports_of(path: Path) -> set[str]:
+    """The names of the package's modules that a file imports anywhere in it, typing included."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("snaudit"):
+            base = node.module.removeprefix("snaudit").lstrip(".")
+            for alias in node.names:
+                deeper = f"{base}.{alias.name}".lstrip(".")
+                file = PACKAGE / f"{deeper.replace('.', '/')}.py"
+                folder = PACKAGE / deeper.replace(".", "/") / "__init__.py"
+                found.add(deeper if file.exists() or folder.exists() else base)
+        elif isinstance(node, ast.Import):
+            found |= {a.name.removeprefix("snaudit.") for a in node.names if a.name.startswith("snaudit.")}
+    return found - {""}
+
+
+def level_of(module: str) -> int:
+    for name in (module, module.split(".")[0]):
+        for level, members in enumerate(LEVELS):
+            if name in members:
+                return level
+    raise AssertionError(f"{module} has no place in the house: give it a level in test_house.py")
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_imports_point_down(path: Path) -> None:
+    module = name_of(path)
+    if not module:
+        return  # the package's own door, which imports lazily
+    folder = module.split(".")[0]
+    for other in imports_of(path):
+        if other.split(".")[0] == folder and (PACKAGE / folder).is_dir():
+            continue  # within one folder: the next test
+        assert level_of(module) <= level_of(other), f"{module} imports {other}, which lies above it"
+        for above, below in NEVER:
+            assert not (folder == above and other == below), f"{above} must not import {below}"
+        assert folder in ("cli", "commands", "__main__") or other.split(".")[0] not in ("cli", "commands")
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_a_file_fits_one_sitting(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= 420
+
+
+def test_public_names_are_sorted_and_exist() -> None:
+    assert snaudit.__all__ == sorted(snaudit.__all__)
+    for name in snaudit.__all__:
+        assert getattr(snaudit, name) is not None
+
+
+def test_formats_and_methods_are_listed_once() -> None:
+    from snaudit.formats import FORMATS
+    from snaudit.sigma import METHODS
+
+    for table in (FORMATS, METHODS):
+        names = [row.name for row in table]
+        assert len(set(names)) == len(names)
+
+
+def test_no_unpickler_and_no_foreign_loader() -> None:
+    """Nothing in the package calls a loader that could run code from a model file."""
+    forbidden = {"torch.load", "torch.jit.load", "torch.export.load", "pickle.load", "pickle.loads",
+                 "onnx.load", "numpy.load", "np.load", "eval", "exec"}  # fmt: skip
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call):
+                assert ast.unparse(node.func) not in forbidden, f"{path}:{node.lineno}"
+            if isinstance(node, (ast.Import, ast.ImportFrom)):
+                names = {alias.name for alias in node.names} | {getattr(node, "module", "") or ""}
+                assert not names & {"pickle", "pickletools", "shelve", "dill", "marshal"}, path
+
+
+def test_the_door_and_the_help_import_nothing_heavy() -> None:
+    code = (
+        "import sys, snaudit, snaudit.cli\n"
+        "try:\n    snaudit.cli.main(['--help'])\nexcept SystemExit:\n    pass\n"
+        f"print(sorted({HEAVY!r} & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stderr.strip().splitlines()[-1] == "[]", done.stderr
+    assert "inspect" in done.stdout

@@ -52,7 +52,7 @@ def _float64(tensor: Tensor, stored: Stored) -> np.ndarray:
 def _times(array: np.ndarray, factor: float) -> np.ndarray:
     """factor·array in float64, rounded once to the array's dtype."""
     with np.errstate(all="ignore"):
-        return (array.astype(np.float64) * factor).astype(array.dtype)
+        return np.asarray(array.astype(np.float64) * factor).astype(array.dtype)
 
 
 @dataclass(frozen=True, slots=True)

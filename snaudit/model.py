@@ -51,10 +51,15 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """Something in the file that is no tensor to audit, and why. Never a silent omission."""
+    """Something in the file that is no tensor to audit, and why. Never a silent omission.
+
+    `missed`: it acts (or may act) as a weight matrix all the same, only it could not be measured;
+    then a limit on every layer cannot be shown to hold.
+    """
 
     name: str
     reason: str
+    missed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

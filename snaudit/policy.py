@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Literal
 
 from snaudit.bound import Bound, Grade
 from snaudit.errors import UsageError
 from snaudit.findings import Finding, LayerResult, NetworkResult, Verdict
+from snaudit.layers import matches, select
 from snaudit.model import LeftOut
 from snaudit.numerals import apart, at_least, at_most, exact
 
@@ -33,7 +33,7 @@ class Limits:
     required       the least grade of an upper bound that may pass. COMPUTED, the default, asks for
                    a theorem; ESTIMATED lets an estimate pass, ASSUMED (the lowest) also what rests
                    on an unchecked assumption. A violation needs no grade: a lower end was seen.
-    layers, skip   patterns (`*`, `?`) that choose the layers under `max_sigma`; see `selected`
+    layers, skip   patterns that choose the layers under `max_sigma`, as `layers.select` reads them
 
     Raises UsageError for a limit that is negative or not finite.
     """
@@ -49,18 +49,6 @@ class Limits:
         for option, limit in (("--max-sigma", self.max_sigma), ("--max-lipschitz", self.max_lipschitz)):
             if limit is not None and not 0.0 <= limit < math.inf:
                 raise UsageError(f"{option} must be a finite number that is not negative, not {limit}")
-
-
-def selected(
-    name: str, layers: Sequence[str] = (), skip: Sequence[str] = (), aliases: Sequence[str] = ()
-) -> bool:
-    """Whether a layer is chosen: its name or an alias matches `layers` (none given: all), no `skip`.
-
-    `skip` looks at the name alone, so that a tied tensor is not let off under one of its other names.
-    """
-    if any(fnmatchcase(name, pattern) for pattern in skip):
-        return False
-    return not layers or any(fnmatchcase(n, pattern) for n in (name, *aliases) for pattern in layers)
 
 
 def judge(bound: Bound, limit: float, required: Grade = Grade.COMPUTED) -> Verdict:
@@ -82,7 +70,8 @@ def decide(
 
     FAIL if any is violated, else UNDECIDED if any is undecided, else PASS; None without a limit.
     A matrix that could not be measured (`LeftOut.missed`) leaves `max_sigma` undecided, and so does
-    a model in which no layer is under it: nothing measured is no pass.
+    a model in which no layer is under it: nothing measured is no pass. Raises UsageError for a
+    pattern that matches no layer.
     """
     if limits is None or (limits.max_sigma is None and limits.max_lipschitz is None):
         return (), None
@@ -101,22 +90,26 @@ def decide(
 def _layer_findings(
     layers: Sequence[LayerResult], limits: Limits, limit: float, left_out: Sequence[LeftOut]
 ) -> list[Finding]:
-    what = "operator norm" if limits.measure == "operator" else "sigma of its matrix"
-    chosen = [r for r in layers if selected(r.name, limits.layers, limits.skip, r.used_by)]
-    findings = [
-        found
-        for r in chosen
-        if (found := _against("max-sigma", r.name, what, r.norm if limits.measure == "operator" else r.sigma,
-                              limit, limits.required))
-    ]  # fmt: skip
-    missed = [x for x in left_out if x.missed and selected(x.name, limits.layers, limits.skip)]
-    findings += [
-        Finding("max-sigma", "warning", x.name, f"not measured ({x.reason}), limit {exact(limit)}", None, limit)
-        for x in missed
-    ]
-    if not chosen and not missed:
+    operator = limits.measure == "operator"
+    what = "operator norm" if operator else "sigma of its matrix"
+    chosen = select(layers, limits.layers, limits.skip)
+    against = (
+        _against("max-sigma", layer.name, what, layer.norm if operator else layer.sigma, limit, limits.required)
+        for layer in chosen
+    )
+    findings = [found for found in against if found is not None]
+    for missed in left_out:
+        if missed.missed and _under(missed.name, limits):
+            message = f"{what} undecided: not measured ({missed.reason}), limit {exact(limit)}"
+            findings.append(Finding("max-sigma", "warning", missed.name, message, None, limit))
+    if not chosen and not findings:
         findings.append(Finding("max-sigma", "warning", "layers", "no layer is under the limit", None, limit))
     return findings
+
+
+def _under(name: str, limits: Limits) -> bool:
+    wanted = not limits.layers or any(matches(name, pattern) for pattern in limits.layers)
+    return wanted and not any(matches(name, pattern) for pattern in limits.skip)
 
 
 def _against(

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
 
-from snaudit.errors import UnreadableModel, UnsupportedModel
+from snaudit.errors import UnreadableModel
 from snaudit.formats.source import Source
 
 STORED, DEFLATED = 0, 8
@@ -34,7 +34,8 @@ def unreadable_where_malformed(path: Path) -> Iterator[None]:
         yield
     except (ValueError, LookupError, TypeError, ArithmeticError, AttributeError, struct.error, zlib.error,
             RecursionError, MemoryError) as error:
-        raise UnreadableModel(path, f"malformed: its parts do not fit together ({type(error).__name__})") from error
+        reason = f"malformed: its parts do not fit together ({type(error).__name__})"
+        raise UnreadableModel(path, reason) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +77,8 @@ class Archive:
     def __init__(self, source: Source) -> None:
         self.source = source
         with unreadable_where_malformed(source.path):
-            self._end = _end(source)
-            self.records = _records(source, self._end)
+            self.end = _end(source)
+            self.records = _records(source, self.end)
         self.checked = any(record.crc for record in self.records.values())
         self._verified: set[str] = set()
 
@@ -121,7 +122,7 @@ class Archive:
 
     def _inflated(self, record: Record, data: bytes) -> bytes:
         if record.size > max(_MODEST, _MAX_RATIO * record.packed):
-            self.fail(f"record {record.name!r} would inflate more than {_MAX_RATIO}-fold: a decompression bomb")
+            self.fail(f"record {record.name!r} claims to inflate {_MAX_RATIO}-fold: a decompression bomb")
         engine = zlib.decompressobj(-15)
         try:
             out = engine.decompress(data, record.size + 1)
@@ -154,7 +155,7 @@ def _first_names(source: Source) -> list[str]:
 
 
 @dataclass(frozen=True, slots=True)
-class _End:
+class End:
     count: int
     size: int
     offset: int
@@ -164,7 +165,7 @@ class _End:
     """Where the offset of the zip64 end record stands."""
 
 
-def _end(source: Source) -> _End:
+def _end(source: Source) -> End:
     """The end record, with the zip64 one where there is one; they must agree and end the file."""
     def fail(reason: str) -> NoReturn:
         raise UnreadableModel(source.path, reason)
@@ -196,10 +197,10 @@ def _end(source: Source) -> _End:
         fail("it is one part of a zip split over several files")
     if offset + size != end or count * 46 > size:
         fail("its zip directory is not where the end record says")
-    return _End(count, size, offset, tuple(offsets), zip64_at)
+    return End(count, size, offset, tuple(offsets), zip64_at)
 
 
-def _records(source: Source, end: _End) -> dict[str, Record]:
+def _records(source: Source, end: End) -> dict[str, Record]:
     """All records by name, in the file's order, after every check that needs no record's bytes."""
     def fail(reason: str) -> NoReturn:
         raise UnreadableModel(source.path, reason)
@@ -251,7 +252,9 @@ def _central(entry: bytes, at: int, fail) -> Record:
         fail(f"record {name!r} is compressed by method {method}; only stored and deflated ones are read")
     if disk or (method == STORED and values[0] != values[1]):
         fail(f"record {name!r} declares two sizes")
-    return Record(name, method, crc, values[1], values[0], values[2], 0, 0, (Field(at + 16, 4),), (fields[1],), fields[2])
+    size, packed, header = values
+    crcs = (Field(at + 16, 4),)
+    return Record(name, method, crc, packed, size, header, 0, 0, crcs, (fields[1],), fields[2])
 
 
 def _local(source: Source, record: Record, limit: int, fail) -> Record:
@@ -274,7 +277,8 @@ def _local(source: Source, record: Record, limit: int, fail) -> Record:
         size, packed = struct.unpack_from("<2Q", head, wide[0])
         field = Field(at + wide[0] + 8, 8)
     told, true = (crc, packed, size), (record.crc, record.packed, record.size)
-    if flags & _SEALED or method != record.method or any(t != r and not (streamed and t == 0) for t, r in zip(told, true)):
+    lies = any(t != r and not (streamed and t == 0) for t, r in zip(told, true, strict=True))
+    if lies or flags & _SEALED or method != record.method:
         fail(f"record {name!r} is told in two ways by its header and the zip directory")
     crcs, packeds = [*record.crcs], [*record.packeds]
     if not streamed or (crc, packed) != (0, 0):
@@ -282,7 +286,8 @@ def _local(source: Source, record: Record, limit: int, fail) -> Record:
         packeds.append(field)
     data_end = start + record.packed
     if data_end != limit:
-        descriptor = _descriptor(source.read(data_end, min(limit - data_end, 25)), record) if streamed else None
+        raw = source.read(data_end, min(limit - data_end, 25))
+        descriptor = _descriptor(raw, record) if streamed else None
         if descriptor is None:
             fail(f"bytes that belong to nothing follow record {name!r}")
         crcs.append(Field(data_end + descriptor[0], 4))

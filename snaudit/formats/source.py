@@ -63,6 +63,12 @@ class Source:
             digest.update(self.read_up_to(offset, _BLOCK))
         return FileRead(self.path, self.size, digest.hexdigest(), self.check_unchanged)
 
+    @property
+    def stamp(self) -> tuple[int, int, int, int]:
+        """What tells this file, in this state, from any other: device, inode, size, mtime in ns."""
+        s = self._before
+        return s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns
+
     def check_unchanged(self) -> None:
         """Raise UnreadableModel if the file changed since it was opened."""
         now = os.fstat(self._fd)

@@ -1,0 +1,231 @@
+"""What torch's pickles call: tensors are rebuilt as views of storages, all else as inert values.
+
+The table at the foot is the allow list. What torch.save writes for a tensor and is not a plain
+strided one becomes `Unread`, with the reason.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from snaudit.errors import UnreadableModel
+from snaudit.formats.pickles import Call, Global, Opaque
+from snaudit.formats.storages import EXPANDED_LIMIT, View, is_index, is_layout, numpy_dtype
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """A storage as the pickle tells it: `count` elements of `dtype`, or bytes where it is untyped.
+
+    start, stop: the part of it that is meant, in elements (legacy files have views of storages).
+    reason: why its elements cannot be read, or "".
+    """
+
+    key: str
+    dtype: str
+    count: int
+    start: int = 0
+    stop: int = 0
+    reason: str = ""
+
+    @property
+    def size(self) -> int:
+        """Number of bytes."""
+        return self.count * (numpy_dtype(self.dtype).itemsize if self.dtype else 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Unread:
+    """A tensor, or what holds one, that is not audited, and why."""
+
+    reason: str
+
+
+class Rebuilder:
+    """The calls and persistent ids of one torch file; `storages` and `views` are what they told.
+
+    `prefix` goes before a storage's key: two pickles of a file may have storages of equal keys.
+    """
+
+    def __init__(self, path: Path, prefix: str = "", big: bool = False, legacy: bool = False) -> None:
+        self.path, self.prefix, self.big, self.legacy = path, prefix, big, legacy
+        self.storages: dict[str, Storage] = {}
+        self.views: list[View] = []
+        self.calls: dict[str, Call] = {name: getattr(self, call) for name, call in CALLS.items()}
+
+    def fail(self, reason: str) -> Any:
+        raise UnreadableModel(self.path, reason)
+
+    def persistent(self, name: Any) -> Any:
+        """The storage (or, in legacy files, the module) that a persistent id stands for."""
+        if type(name) is tuple and len(name) == 4 and name[0] == "module" and self.legacy:
+            return name[1]
+        if type(name) is not tuple or len(name) != 5 + self.legacy or name[0] != "storage":
+            self.fail("the pickle names a storage in no known way")
+        kind, key, _, count = name[1:5]
+        if type(kind) is not Global or type(key) is not str or not is_index(count):
+            self.fail("the pickle names a storage in no known way")
+        dtype, reason = STORAGES.get(kind.name, "?"), ""
+        if dtype == "?" or kind.module.partition(".")[0] != "torch":
+            reason = SUB_BYTE if kind.name in SUB_BYTE_STORAGES else f"its storage is a {kind}"
+            dtype = ""
+        key = self.prefix + key
+        told = Storage(key, dtype, count, 0, count, reason)
+        if self.storages.setdefault(key, told) != told:
+            self.fail(f"storage {key!r} is described in two ways")
+        return self._part(told, name[5]) if self.legacy and name[5] is not None else told
+
+    def _part(self, storage: Storage, view: Any) -> Storage:
+        if type(view) is not tuple or len(view) != 3 or not all(is_index(n) for n in view[1:]):
+            self.fail(f"storage {storage.key!r} has a malformed view")
+        _, start, count = view
+        if start + count > storage.count:
+            self.fail(f"a view of storage {storage.key!r} reaches past its end")
+        return Storage(storage.key, storage.dtype, storage.count, start, start + count, storage.reason)
+
+    def tensor(self, arguments: tuple[Any, ...]) -> Any:
+        """(storage, offset, shape, strides, requires_grad, hooks[, metadata])"""
+        return self._view(arguments, None, arguments[6] if len(arguments) > 6 else None)
+
+    def tensor_of(self, arguments: tuple[Any, ...]) -> Any:
+        """(storage, offset, shape, strides, requires_grad, hooks, dtype[, metadata])"""
+        dtype = arguments[6] if len(arguments) > 6 else None
+        if type(dtype) is not Global or dtype.module != "torch":
+            self.fail("a tensor in the pickle has no dtype")
+        return self._view(arguments, dtype.name, arguments[7] if len(arguments) > 7 else None)
+
+    def _view(self, arguments: tuple[Any, ...], dtype: str | None, metadata: Any) -> Any:
+        if len(arguments) < 4 or type(arguments[0]) is not Storage:
+            return self._no_view(arguments)
+        storage, offset, shape, strides = arguments[:4]
+        if not is_index(offset) or not is_layout(shape, strides):
+            self.fail(f"a tensor in storage {storage.key!r} has a malformed shape, stride or offset")
+        reason = storage.reason
+        if dtype is None:
+            dtype = storage.dtype
+        elif storage.dtype and dtype != storage.dtype:
+            self.fail(f"a tensor in storage {storage.key!r} has another dtype than its storage")
+        if not reason and dtype not in DTYPES:
+            reason = SUB_BYTE if dtype.startswith(("float4", "int", "uint")) else f"its dtype is {dtype or 'untyped'}"
+        if reason:
+            return Unread(reason)
+        width = numpy_dtype(dtype).itemsize
+        if self.big and not storage.dtype and width > 1:
+            return Unread("the byte order of an untyped storage in a big-endian file is ambiguous")
+        scale = 1 if storage.dtype else width
+        stop, whole = storage.stop // scale, storage.count // scale
+        view = View(storage.key, dtype, storage.start // scale + offset, shape, strides, self.big)
+        if storage.count % scale or (view.size and view.stop > stop):
+            self.fail(f"a tensor of shape {shape} reaches past the end of its storage {storage.key!r}")
+        if view.size > max(whole, EXPANDED_LIMIT):
+            return Unread(f"it expands {whole} stored numbers to {view.size}")
+        if metadata is not None and getattr(metadata, "entries", True):
+            return Unread("it is a lazily conjugated or negated view")
+        self.views.append(view)
+        return view
+
+    def _no_view(self, arguments: tuple[Any, ...]) -> Any:
+        if arguments and type(arguments[0]) in (Opaque, Unread):
+            return Opaque("torch._utils._rebuild_tensor", [*arguments])
+        return self.fail("a tensor in the pickle has no storage")
+
+    def same(self, arguments: tuple[Any, ...]) -> Any:
+        """The first argument as it is: a parameter is its data, a typed list its list."""
+        return arguments[0] if arguments else self.fail("a parameter in the pickle has no data")
+
+    def subclass(self, arguments: tuple[Any, ...]) -> Any:
+        """(function, class, arguments, state), which torch writes for tensors of other classes."""
+        if len(arguments) != 4 or type(arguments[2]) is not tuple:
+            self.fail("a tensor in the pickle has a malformed class")
+        function, kind, inner, _ = arguments
+        if str(function) not in self.calls or type(function) is not Global:
+            return Opaque(str(function) if type(function) is Global else "an object", [*arguments])
+        value = self.calls[str(function)](inner)
+        plain = type(kind) is Global and str(kind) in PLAIN_CLASSES
+        return value if plain or type(value) is not View else Unread(f"it is of the tensor subclass {kind}")
+
+    def size(self, arguments: tuple[Any, ...]) -> Any:
+        """torch.Size, a tuple."""
+        return tuple(arguments[0]) if arguments and type(arguments[0]) in (tuple, list) else ()
+
+    def inert(self, arguments: tuple[Any, ...]) -> Any:
+        """A value of which nothing is needed: a device, a number of numpy's, encoded bytes."""
+        return Opaque("inert", [*arguments])
+
+    def unread(reason: str):  # type: ignore[misc]
+        """A call that makes an unread tensor."""
+        return lambda self, arguments: Unread(reason)
+
+    quantized = unread("it is quantized; its scale is not applied")
+    sparse = unread("it is sparse")
+    nested = unread("it is a nested tensor")
+    meta = unread("it is on the meta device and has no numbers")
+    wrapper = unread("it is a wrapper around other tensors")
+    numpy_tensor = unread("it is a numpy array inside the pickle")
+
+
+SUB_BYTE = "its elements are smaller than a byte"
+
+DTYPES = frozenset((
+    "float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz",
+    "float8_e5m2fnuz", "float8_e8m0fnu", "complex64", "complex128", "int8", "int16", "int32", "int64",
+    "uint8", "uint16", "uint32", "uint64", "bool",
+))
+
+STORAGES = {
+    "DoubleStorage": "float64", "FloatStorage": "float32", "HalfStorage": "float16",
+    "BFloat16Storage": "bfloat16", "LongStorage": "int64", "IntStorage": "int32", "ShortStorage": "int16",
+    "CharStorage": "int8", "ByteStorage": "uint8", "BoolStorage": "bool",
+    "ComplexDoubleStorage": "complex128", "ComplexFloatStorage": "complex64",
+    "QInt8Storage": "int8", "QUInt8Storage": "uint8", "QInt32Storage": "int32", "UntypedStorage": "",
+}
+SUB_BYTE_STORAGES = ("QUInt4x2Storage", "QUInt2x4Storage")
+
+PLAIN_CLASSES = frozenset(("torch.Tensor", "torch.nn.parameter.Parameter", "torch.nn.parameter.Buffer",
+                           "torch.nn.Parameter", "torch.nn.Buffer"))
+
+CALLS = {
+    "torch._utils._rebuild_tensor": "tensor",
+    "torch._utils._rebuild_tensor_v2": "tensor",
+    "torch._utils._rebuild_tensor_v3": "tensor_of",
+    "torch._utils._rebuild_parameter": "same",
+    "torch._utils._rebuild_parameter_with_state": "same",
+    "torch._tensor._rebuild_from_type": "subclass",
+    "torch._tensor._rebuild_from_type_v2": "subclass",
+    "torch._utils._rebuild_qtensor": "quantized",
+    "torch._utils._rebuild_sparse_tensor": "sparse",
+    "torch._utils._rebuild_sparse_csr_tensor": "sparse",
+    "torch._utils._rebuild_nested_tensor": "nested",
+    "torch._utils._rebuild_meta_tensor_no_storage": "meta",
+    "torch._utils._rebuild_wrapper_subclass": "wrapper",
+    "torch._utils._rebuild_device_tensor_from_numpy": "numpy_tensor",
+    "torch._utils._rebuild_xla_tensor": "numpy_tensor",
+    "torch._utils._rebuild_device_tensor_from_cpu_tensor": "same",
+    "numpy.core.multiarray._reconstruct": "numpy_array",
+    "numpy._core.multiarray._reconstruct": "numpy_array",
+    "numpy.core.multiarray.scalar": "inert",
+    "numpy._core.multiarray.scalar": "inert",
+    "numpy.dtype": "inert",
+    "torch.Size": "size",
+    "torch.device": "inert",
+    "torch.serialization._get_layout": "inert",
+    "_codecs.encode": "inert",
+    "builtins.complex": "inert",
+    "builtins.bytearray": "inert",
+    "torch.jit._pickle.build_intlist": "same",
+    "torch.jit._pickle.build_doublelist": "same",
+    "torch.jit._pickle.build_boollist": "same",
+    "torch.jit._pickle.build_tensorlist": "same",
+    "torch.jit._pickle.restore_type_tag": "same",
+}
+
+
+def is_inert(name: str) -> bool:
+    """Whether a global that is merely mentioned says nothing: dtypes, storages, builtin types."""
+    module, _, last = name.rpartition(".")
+    return (module == "torch" or name in PLAIN_CLASSES or name in ("typing.Any", "numpy.ndarray")
+            or (module in ("torch.storage", "torch.cuda") and last.endswith("Storage"))
+            or (module == "builtins" and last in ("int", "float", "str", "bool", "bytes", "tuple", "object",
+                                                  "long", "unicode", "dict", "list", "set", "frozenset")))

@@ -1,0 +1,267 @@
+"""Rewriting keeps its promise: the cap holds for the bytes on disk, all else is bit-equal, twice is
+once, and the module or runtime that loads the file computes what was promised."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import safetensors.torch
+import torch
+from onnx import helper, numpy_helper
+from torch import nn
+
+import snaudit
+from snaudit.constraints import default_target
+from snaudit.errors import ConstraintError, UsageError, WriteError
+
+CAP = 0.75
+
+
+def torch_state(dtype: torch.dtype = torch.float32) -> OrderedDict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    big = torch.randn(6, 5, generator=generator).to(dtype)
+    flat = torch.randn(40, generator=generator).to(dtype)
+    return OrderedDict(
+        {
+            "a.weight": big,
+            "a.bias": torch.randn(6, generator=generator).to(dtype),
+            "tied.weight": big,
+            "turned.weight": torch.randn(7, 4, generator=generator).to(dtype).t(),
+            "view.weight": flat[4:28].view(4, 6),
+            "small.weight": torch.full((3, 3), 0.01, dtype=dtype),
+            "conv.weight": torch.randn(4, 3, 3, 3, generator=generator).to(dtype),
+            "steps": torch.arange(6).reshape(2, 3),
+        }
+    )
+
+
+def save_zip(path: Path, dtype: torch.dtype) -> None:
+    torch.save({"epoch": 3, "state_dict": torch_state(dtype), "optimizer": {"state": {}}}, path)
+
+
+def save_legacy(path: Path, dtype: torch.dtype) -> None:
+    torch.save(torch_state(dtype), path, _use_new_zipfile_serialization=False)
+
+
+def save_safetensors(path: Path, dtype: torch.dtype) -> None:
+    state = {name: value.clone().contiguous() for name, value in torch_state(dtype).items()}
+    safetensors.torch.save_file(state, path, {"format": "pt"})
+
+
+def save_npz(path: Path, dtype: torch.dtype) -> None:
+    as_numpy = torch.float32 if dtype is torch.bfloat16 else dtype
+    np.savez(path, **{n: v.to(as_numpy if v.is_floating_point() else v.dtype).numpy() for n, v in torch_state(dtype).items()})
+
+
+def onnx_model(dtype: torch.dtype, constants: bool = False) -> onnx.ModelProto:
+    """conv → relu → two matmuls that share a weight, in initializers or in Constant nodes."""
+    kind = {torch.float32: np.float32, torch.float16: np.float16, torch.float64: np.float64}[dtype]
+    element = helper.np_dtype_to_tensor_dtype(np.dtype(kind))
+    rng = np.random.default_rng(5)
+    weights = {
+        "k": rng.standard_normal((4, 2, 3, 3)).astype(kind),
+        "w": (rng.standard_normal((4, 4)) * 2).astype(kind),
+        "b": rng.standard_normal(4).astype(kind),
+    }
+    nodes = [
+        helper.make_node("Conv", ["x", "k", "b"], ["c"], pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["c"], ["r"]),
+        helper.make_node("GlobalAveragePool", ["r"], ["g"]),
+        helper.make_node("Flatten", ["g"], ["f"]),
+        helper.make_node("MatMul", ["f", "w"], ["m"]),
+        helper.make_node("MatMul", ["m", "w"], ["y"]),
+    ]
+    initializers = [numpy_helper.from_array(array, name) for name, array in weights.items()]
+    if constants:
+        nodes = [helper.make_node("Constant", [], [t.name], value=t) for t in initializers] + nodes
+        initializers = []
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", element, ["n", 2, 8, 8])],
+        [helper.make_tensor_value_info("y", element, ["n", 4])],
+        initializers,
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+
+
+def save_onnx(path: Path, dtype: torch.dtype) -> None:
+    path.write_bytes(onnx_model(dtype).SerializeToString())
+
+
+def save_onnx_constants(path: Path, dtype: torch.dtype) -> None:
+    path.write_bytes(onnx_model(dtype, constants=True).SerializeToString())
+
+
+def save_onnx_external(path: Path, dtype: torch.dtype) -> None:
+    onnx.save_model(
+        onnx_model(dtype), path, save_as_external_data=True, location=f"{path.name}.data", size_threshold=0
+    )
+
+
+SAVERS = {
+    "zip.pt": save_zip,
+    "legacy.pt": save_legacy,
+    "plain.safetensors": save_safetensors,
+    "arrays.npz": save_npz,
+    "init.onnx": save_onnx,
+    "const.onnx": save_onnx_constants,
+    "external.onnx": save_onnx_external,
+}
+HALVES = [("zip.pt", torch.bfloat16), ("zip.pt", torch.float16), ("legacy.pt", torch.bfloat16),
+          ("plain.safetensors", torch.bfloat16), ("plain.safetensors", torch.float8_e4m3fn),
+          ("init.onnx", torch.float16), ("const.onnx", torch.float16)]  # fmt: skip
+CASES = [(name, torch.float32) for name in SAVERS] + HALVES
+
+
+def save(folder: Path, name: str, dtype: torch.dtype) -> Path:
+    path = folder / name
+    SAVERS[name](path, dtype)
+    return path
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir()}
+
+
+def arrays(path: Path) -> dict[str, np.ndarray]:
+    return {name: tensor.load() for name, tensor in snaudit.load(path).tensors.items()}
+
+
+@pytest.mark.parametrize(("name", "dtype"), CASES, ids=str)
+@pytest.mark.parametrize("measure", ["operator", "matrix"])
+def test_the_cap_holds_on_disk_and_nothing_else_moves(tmp_path: Path, name, dtype, measure) -> None:
+    path = save(tmp_path, name, dtype)
+    before = digests(tmp_path)
+    outcome = snaudit.constrain(path, max_sigma=CAP, measure=measure)
+    target = Path(outcome.target)
+    assert target == default_target(path) and outcome.written
+    assert before.items() <= digests(tmp_path).items(), "the input and all beside it are untouched"
+    old, new = arrays(path), arrays(target)
+    assert list(old) == list(new)
+    changed = set()
+    for change in outcome.changes:
+        assert change.after.upper <= CAP
+        assert change.changed == (change.before.upper > CAP)
+        if change.changed:
+            least = {torch.bfloat16: 0.98, torch.float16: 0.995, torch.float8_e4m3fn: 0.8}.get(dtype, 0.998)
+            shared = change.name.startswith(("a.", "tied", "w"))
+            assert change.after.upper >= CAP * (least if not shared else least * 0.99)
+            changed.add(change.name)
+    for layer in snaudit.audit(target).layers:
+        kernel = new[layer.name].astype(np.float64)
+        assert np.linalg.norm(kernel.reshape(len(kernel), -1), 2) <= (CAP if layer.op != "Conv2d" or measure == "matrix" else 9)
+        bound = layer.norm if measure == "operator" else layer.sigma
+        assert bound.upper <= CAP
+    for key, array in old.items():
+        if key not in changed and key != "tied.weight":
+            assert array.tobytes() == new[key].tobytes(), key
+    if "tied.weight" in new:
+        assert new["tied.weight"].tobytes() == new["a.weight"].tobytes()
+
+
+@pytest.mark.parametrize(("name", "dtype"), CASES, ids=str)
+def test_twice_is_once(tmp_path: Path, name, dtype) -> None:
+    path = save(tmp_path, name, dtype)
+    once = Path(snaudit.constrain(path, max_sigma=CAP).target)
+    again = snaudit.constrain(once, tmp_path / f"again{path.suffix}", max_sigma=CAP)
+    assert not any(change.changed for change in again.changes)
+    if name == "external.onnx":
+        assert arrays(once).keys() == arrays(Path(again.target)).keys()
+        for key, array in arrays(once).items():
+            assert array.tobytes() == arrays(Path(again.target))[key].tobytes()
+    else:
+        assert once.read_bytes() == Path(again.target).read_bytes()
+
+
+@pytest.mark.parametrize("name", ["zip.pt", "plain.safetensors", "init.onnx"])
+def test_normalize_brings_all_to_the_cap(tmp_path: Path, name: str) -> None:
+    path = save(tmp_path, name, torch.float32)
+    outcome = snaudit.constrain(path, max_sigma=2.0, normalize=True)
+    for layer in snaudit.audit(outcome.target).layers:
+        assert 2.0 * 0.99 <= layer.norm.upper <= 2.0
+
+
+def test_torch_loads_what_was_written(tmp_path: Path) -> None:
+    path = save(tmp_path, "zip.pt", torch.float32)
+    target = snaudit.constrain(path, max_sigma=CAP).target
+    loaded = torch.load(target, weights_only=True)
+    assert loaded["epoch"] == 3 and list(loaded) == ["epoch", "state_dict", "optimizer"]
+    state = loaded["state_dict"]
+    assert state["a.weight"].data_ptr() == state["tied.weight"].data_ptr()
+    assert state["turned.weight"].stride() == (1, 4)
+    assert torch.linalg.matrix_norm(state["a.weight"].double(), 2) <= CAP
+
+
+def test_normed_modules_compute_the_constrained_weight(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+
+    def build() -> nn.Module:
+        return nn.Sequential(
+            nn.utils.parametrizations.weight_norm(nn.Linear(6, 5)),
+            nn.utils.parametrizations.spectral_norm(nn.Linear(5, 4)),
+        )
+
+    module = build()
+    module(torch.randn(3, 6))
+    torch.save(module.state_dict(), tmp_path / "m.pt")
+    outcome = snaudit.constrain(tmp_path / "m.pt", max_sigma=0.5)
+    assert [change.changed for change in outcome.changes] == [True, True]
+    other = build()
+    other.load_state_dict(torch.load(outcome.target, weights_only=True))
+    other.eval()
+    for part in other:
+        assert abs(float(torch.linalg.matrix_norm(part.weight.double(), 2)) - 0.5) < 1e-5
+
+
+def test_onnx_outputs_are_compared(tmp_path: Path) -> None:
+    path = save(tmp_path, "init.onnx", torch.float32)
+    outcome = snaudit.constrain(path, max_sigma=CAP)
+    (change,) = outcome.outputs
+    assert change.name == "y" and 0.1 < change.max_relative < 2
+    assert not [note for note in outcome.notes if "not compared" in note]
+
+
+def test_patterns_skip_and_dry_run(tmp_path: Path) -> None:
+    path = save(tmp_path, "zip.pt", torch.float32)
+    outcome = snaudit.constrain(path, max_sigma=CAP, skip=("conv",), dry_run=True)
+    assert not outcome.written and not Path(outcome.target).exists()
+    assert "conv.weight" not in {change.name for change in outcome.changes}
+    outcome = snaudit.constrain(path, max_sigma=CAP, layers=("conv",))
+    assert [change.name for change in outcome.changes] == ["conv.weight"]
+    with pytest.raises(WriteError, match="--force"):
+        snaudit.constrain(path, max_sigma=CAP)
+    snaudit.constrain(path, path, max_sigma=CAP, force=True)
+    assert all(layer.norm.upper <= CAP for layer in snaudit.audit(path).layers)
+
+
+@pytest.mark.parametrize("cap", [0.0, -1.0, math.nan, math.inf])
+def test_caps_that_are_none(tmp_path: Path, cap: float) -> None:
+    path = save(tmp_path, "zip.pt", torch.float32)
+    with pytest.raises(UsageError, match="positive"):
+        snaudit.constrain(path, max_sigma=cap)
+
+
+def test_a_weight_that_is_not_finite_stops_it(tmp_path: Path) -> None:
+    torch.save({"w": torch.tensor([[1.0, math.nan], [0.0, 2.0]])}, tmp_path / "nan.pt")
+    before = digests(tmp_path)
+    with pytest.raises(ConstraintError, match="1 NaN"):
+        snaudit.constrain(tmp_path / "nan.pt", max_sigma=1.0)
+    assert digests(tmp_path) == before
+
+
+def test_file_mode_and_links_are_kept(tmp_path: Path) -> None:
+    path = save(tmp_path, "plain.safetensors", torch.float32)
+    path.chmod(0o640)
+    target = Path(snaudit.constrain(path, max_sigma=CAP).target)
+    assert target.stat().st_mode & 0o777 == 0o640
+    link = tmp_path / "link.safetensors"
+    link.symlink_to(path)
+    snaudit.constrain(path, link, max_sigma=CAP, force=True)
+    assert link.is_symlink() and all(layer.norm.upper <= CAP for layer in snaudit.audit(path).layers)

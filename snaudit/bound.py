@@ -54,21 +54,23 @@ def times_up(a: float, b: float) -> float:
 
 
 def sum_up(terms: Iterable[float]) -> float:
-    """The sum of non-negative floats, rounded up (`fsum` rounds once)."""
+    """The sum of non-negative floats, rounded up (`fsum` rounds once), and exact where that is a float."""
     values = [term for term in terms if term != 0.0]
-    if len(values) == 1:
-        return values[0]
     try:
         total = math.fsum(values)
     except OverflowError:
         return math.inf
-    return up(total) if total else 0.0
+    if math.isinf(total) or math.fsum([*values, -total]) <= 0.0:  # the sign of what rounding lost
+        return total
+    return up(total)
 
 
 def root_up(x: float) -> float:
-    """√x rounded up."""
+    """√x rounded up; exact for the squares of integers."""
     root = math.sqrt(x)
-    return root if math.isinf(x) or (root * root == x and x < 2.0**52 and x == int(x)) else up(root)
+    if root <= 2.0**26 and root == int(root) and root * root == x:  # root² has 53 bits: no rounding
+        return root
+    return up(root)
 
 
 def root_sum_squares_up(terms: Iterable[float]) -> float:
@@ -158,12 +160,13 @@ def meet(first: Bound, second: Bound) -> Bound:
     """The intersection of two enclosures of one number.
 
     The upper end and its grade come from the side with the lesser upper, unless that side is of a
-    lesser grade than the other: trust is not traded for tightness here. Raises SoundnessError
-    where two PROVED enclosures are disjoint, and keeps the better graded one where the lesser is
-    at fault.
+    lesser grade than the other: trust is not traded for tightness here. An infinite upper says
+    nothing and always gives way. Raises SoundnessError where two PROVED enclosures are disjoint,
+    and keeps the better graded one where the lesser is at fault.
     """
     better, other = (first, second) if first.grade >= second.grade else (second, first)
-    chosen = better if better.grade > other.grade or better.upper <= other.upper else other
+    trusted = better.grade > other.grade and better.bounded
+    chosen = better if trusted or better.upper <= other.upper else other
     lower = max(first.lower, second.lower)
     if lower <= chosen.upper:
         return replace(chosen, lower=lower)

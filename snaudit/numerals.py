@@ -1,11 +1,20 @@
-"""Numbers as people read them: a few digits, and never rounded to the unsafe side."""
+"""Numbers and grades as people read them: a few digits, and never rounded to the unsafe side."""
 
 from __future__ import annotations
 
 import math
 from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Context, Decimal
 
+from snaudit.bound import Grade
+
 DIGITS = 5
+
+GRADE_MEANS = {
+    Grade.PROVED: "holds for the stored weights, our own rounding included",
+    Grade.COMPUTED: "a theorem evaluated in float64, its rounding not enclosed",
+    Grade.ESTIMATED: "an estimate: no theorem makes it an upper bound",
+    Grade.ASSUMED: "rests on an assumption that nobody checked",
+}
 
 
 def at_most(x: float, digits: int = DIGITS) -> str:

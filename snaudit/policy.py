@@ -12,17 +12,9 @@ from snaudit.errors import UsageError
 from snaudit.findings import Finding, LayerResult, NetworkResult, Verdict
 from snaudit.layers import matches, select
 from snaudit.model import LeftOut
-from snaudit.numerals import apart, at_least, at_most, exact
+from snaudit.numerals import GRADE_MEANS, apart, at_least, at_most, exact
 
 Measure = Literal["operator", "matrix"]
-
-GRADE_MEANS = {
-    Grade.PROVED: "holds exactly for the stored weights, rounding included",
-    Grade.COMPUTED: "a theorem evaluated in float64, its rounding not enclosed",
-    Grade.ESTIMATED: "an estimate: no theorem makes it an upper bound",
-    Grade.ASSUMED: "rests on an assumption that nobody checked",
-}
-
 
 @dataclass(frozen=True, slots=True)
 class Limits:

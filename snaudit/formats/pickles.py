@@ -61,7 +61,7 @@ class Stream:
     """A file's bytes from an offset to `end`, read forward through a window."""
 
     def __init__(self, path: Path, read: Callable[[int, int], bytes], offset: int, end: int) -> None:
-        self.path, self._read, self.end = path, read, end
+        self.path, self.read, self.end = path, read, end
         self._base, self._at, self._window = offset, 0, b""
 
     @property
@@ -74,7 +74,7 @@ class Stream:
             start = self.offset
             if start + length > self.end:
                 self.fail("the pickle is cut off")
-            self._window = self._read(start, min(max(length, _WINDOW), self.end - start))
+            self._window = self.read(start, min(max(length, _WINDOW), self.end - start))
             self._base, self._at = start, 0
         self._at += length
         return self._window[self._at - length : self._at]
@@ -170,6 +170,7 @@ class Machine:
         if known is not None:
             self.push(known(arguments))
             return
+        self.foreign[name] = None
         if name in ("copyreg._reconstructor", "copy_reg._reconstructor", "copyreg.__newobj__") and arguments:
             name = str(arguments[0]) if type(arguments[0]) is Global else name
         self.push(Opaque(name, [*arguments] if type(callee) is Global else [callee, *arguments]))
@@ -180,8 +181,11 @@ class Machine:
             self.fail("an object in the pickle has no arguments")
         name = str(callee) if type(callee) is Global else "an object of the pickle"
         known = self.calls.get(name)
-        self.push(known(arguments) if known is not None and keywords is None
-                  else Opaque(name, [*arguments] if keywords is None else [*arguments, keywords]))
+        if known is not None and keywords is None:
+            self.push(known(arguments))
+            return
+        self.foreign[name] = None
+        self.push(Opaque(name, [*arguments] if keywords is None else [*arguments, keywords]))
 
     def build(self) -> None:
         state, target = self.pop(), self.top()
@@ -227,7 +231,15 @@ class Machine:
         self.push(self.memo[index])
 
     def text(self, length: int) -> None:
-        self.push(self.stream.take(length).decode("utf-8", "backslashreplace"))
+        self.push(self.stream.take(length).decode("utf-8", "surrogatepass"))
+
+    def bytes_text(self, length: int) -> None:
+        """Python 2's strings: its names are ASCII, but they may hold any bytes."""
+        raw = self.stream.take(length)
+        try:
+            self.push(raw.decode())
+        except UnicodeDecodeError:
+            self.push(raw)
 
     def long(self, length: int) -> None:
         if not 0 <= length <= _MAX_LONG:
@@ -296,8 +308,8 @@ OPERATIONS: dict[int, Callable[[Machine], Any]] = {
     ord("X"): lambda m: m.text(m.number("<I")),
     0x8C: lambda m: m.text(m.number("<B")),
     0x8D: lambda m: m.text(m.number("<Q")),
-    ord("T"): lambda m: m.text(m.number("<I")),
-    ord("U"): lambda m: m.text(m.number("<B")),
+    ord("T"): lambda m: m.bytes_text(m.number("<I")),
+    ord("U"): lambda m: m.bytes_text(m.number("<B")),
     ord("B"): lambda m: m.push(m.stream.take(m.number("<I"))),
     ord("C"): lambda m: m.push(m.stream.take(m.number("<B"))),
     0x8E: lambda m: m.push(m.stream.take(m.number("<Q"))),

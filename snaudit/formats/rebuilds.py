@@ -7,12 +7,14 @@ strided one becomes `Unread`, with the reason.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from snaudit.errors import UnreadableModel
 from snaudit.formats.pickles import Call, Global, Opaque
-from snaudit.formats.storages import EXPANDED_LIMIT, View, is_index, is_layout, numpy_dtype
+from snaudit.formats.storage import dtype_of
+from snaudit.formats.views import EXPANDED_LIMIT, View, is_index, is_layout
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +35,7 @@ class Storage:
     @property
     def size(self) -> int:
         """Number of bytes."""
-        return self.count * (numpy_dtype(self.dtype).itemsize if self.dtype else 1)
+        return self.count * (dtype_of(self.dtype).itemsize if self.dtype else 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,7 @@ class Rebuilder:
         self.storages: dict[str, Storage] = {}
         self.views: list[View] = []
         self.calls: dict[str, Call] = {name: getattr(self, call) for name, call in CALLS.items()}
+        self.calls |= {name: partial(_unread, reason) for name, reason in UNREAD.items()}
 
     def fail(self, reason: str) -> Any:
         raise UnreadableModel(self.path, reason)
@@ -61,7 +64,7 @@ class Rebuilder:
     def persistent(self, name: Any) -> Any:
         """The storage (or, in legacy files, the module) that a persistent id stands for."""
         if type(name) is tuple and len(name) == 4 and name[0] == "module" and self.legacy:
-            return name[1]
+            return name[1]  # the class of a pickled module, with its source beside it
         if type(name) is not tuple or len(name) != 5 + self.legacy or name[0] != "storage":
             self.fail("the pickle names a storage in no known way")
         kind, key, _, count = name[1:5]
@@ -111,13 +114,15 @@ class Rebuilder:
             reason = SUB_BYTE if dtype.startswith(("float4", "int", "uint")) else f"its dtype is {dtype or 'untyped'}"
         if reason:
             return Unread(reason)
-        width = numpy_dtype(dtype).itemsize
+        width = dtype_of(dtype).itemsize
         if self.big and not storage.dtype and width > 1:
             return Unread("the byte order of an untyped storage in a big-endian file is ambiguous")
         scale = 1 if storage.dtype else width
         stop, whole = storage.stop // scale, storage.count // scale
+        if storage.start % scale:
+            self.fail(f"a view of storage {storage.key!r} starts within a number")
         view = View(storage.key, dtype, storage.start // scale + offset, shape, strides, self.big)
-        if storage.count % scale or (view.size and view.stop > stop):
+        if view.size and view.stop > stop:
             self.fail(f"a tensor of shape {shape} reaches past the end of its storage {storage.key!r}")
         if view.size > max(whole, EXPANDED_LIMIT):
             return Unread(f"it expands {whole} stored numbers to {view.size}")
@@ -127,8 +132,8 @@ class Rebuilder:
         return view
 
     def _no_view(self, arguments: tuple[Any, ...]) -> Any:
-        if arguments and type(arguments[0]) in (Opaque, Unread):
-            return Opaque("torch._utils._rebuild_tensor", [*arguments])
+        if arguments and type(arguments[0]) is Opaque:
+            return Opaque(arguments[0].callee, [*arguments])
         return self.fail("a tensor in the pickle has no storage")
 
     def same(self, arguments: tuple[Any, ...]) -> Any:
@@ -150,22 +155,28 @@ class Rebuilder:
         """torch.Size, a tuple."""
         return tuple(arguments[0]) if arguments and type(arguments[0]) in (tuple, list) else ()
 
+    def moved(self, arguments: tuple[Any, ...]) -> Any:
+        """(data, dtype, device, requires_grad): the data, unless the loader would convert it."""
+        if len(arguments) != 4 or type(arguments[1]) is not Global:
+            self.fail("a tensor in the pickle has no dtype")
+        data, dtype = arguments[0], arguments[1].name
+        return Unread(f"it is stored as {data.dtype} and loaded as {dtype}") if (
+            type(data) is View and data.dtype != dtype) else data
+
+    def numpy_array(self, arguments: tuple[Any, ...]) -> Any:
+        """A numpy array, whose bytes are in the pickle itself."""
+        return Opaque(NUMPY_ARRAY, [])
+
     def inert(self, arguments: tuple[Any, ...]) -> Any:
         """A value of which nothing is needed: a device, a number of numpy's, encoded bytes."""
         return Opaque("inert", [*arguments])
 
-    def unread(reason: str):  # type: ignore[misc]
-        """A call that makes an unread tensor."""
-        return lambda self, arguments: Unread(reason)
 
-    quantized = unread("it is quantized; its scale is not applied")
-    sparse = unread("it is sparse")
-    nested = unread("it is a nested tensor")
-    meta = unread("it is on the meta device and has no numbers")
-    wrapper = unread("it is a wrapper around other tensors")
-    numpy_tensor = unread("it is a numpy array inside the pickle")
+def _unread(reason: str, arguments: tuple[Any, ...]) -> Unread:
+    return Unread(reason)
 
 
+NUMPY_ARRAY = "numpy.ndarray"
 SUB_BYTE = "its elements are smaller than a byte"
 
 DTYPES = frozenset((
@@ -194,15 +205,7 @@ CALLS = {
     "torch._utils._rebuild_parameter_with_state": "same",
     "torch._tensor._rebuild_from_type": "subclass",
     "torch._tensor._rebuild_from_type_v2": "subclass",
-    "torch._utils._rebuild_qtensor": "quantized",
-    "torch._utils._rebuild_sparse_tensor": "sparse",
-    "torch._utils._rebuild_sparse_csr_tensor": "sparse",
-    "torch._utils._rebuild_nested_tensor": "nested",
-    "torch._utils._rebuild_meta_tensor_no_storage": "meta",
-    "torch._utils._rebuild_wrapper_subclass": "wrapper",
-    "torch._utils._rebuild_device_tensor_from_numpy": "numpy_tensor",
-    "torch._utils._rebuild_xla_tensor": "numpy_tensor",
-    "torch._utils._rebuild_device_tensor_from_cpu_tensor": "same",
+    "torch._utils._rebuild_device_tensor_from_cpu_tensor": "moved",
     "numpy.core.multiarray._reconstruct": "numpy_array",
     "numpy._core.multiarray._reconstruct": "numpy_array",
     "numpy.core.multiarray.scalar": "inert",
@@ -220,6 +223,20 @@ CALLS = {
     "torch.jit._pickle.build_tensorlist": "same",
     "torch.jit._pickle.restore_type_tag": "same",
 }
+
+"""Calls by the name of the Rebuilder's method that answers them."""
+
+UNREAD = {
+    "torch._utils._rebuild_qtensor": "it is quantized; its scale is not applied",
+    "torch._utils._rebuild_sparse_tensor": "it is sparse",
+    "torch._utils._rebuild_sparse_csr_tensor": "it is sparse",
+    "torch._utils._rebuild_nested_tensor": "it is a nested tensor",
+    "torch._utils._rebuild_meta_tensor_no_storage": "it is on the meta device and has no numbers",
+    "torch._utils._rebuild_wrapper_subclass": "it is a wrapper around other tensors",
+    "torch._utils._rebuild_device_tensor_from_numpy": "it is a numpy array inside the pickle",
+    "torch._utils._rebuild_xla_tensor": "it is a numpy array inside the pickle",
+}
+"""Calls that make a tensor that is not audited, with the reason."""
 
 
 def is_inert(name: str) -> bool:

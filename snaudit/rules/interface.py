@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from snaudit.bound import Bound, Norm, exactly
+from snaudit.bound import UNBOUNDED, Bound, Norm, chain, exactly
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -27,11 +27,13 @@ class Value:
     sources  the real inputs it depends on; empty: it is constant (weights, shapes, token ids)
     jumps    not None: piecewise constant in real inputs (an index, a comparison); using it in
              arithmetic or to choose between values has no Lipschitz constant; says which node
+    assumes  one sentence for each thing that this value's own rule could not check (an input size)
     """
 
     lip: Bound
     sources: frozenset[str] = frozenset()
     jumps: str | None = None
+    assumes: tuple[str, ...] = ()
 
     @property
     def is_constant(self) -> bool:
@@ -67,10 +69,40 @@ class Step:
     operator: Bound | None = None
     fold: Callable[[Any], np.ndarray | None] = field(default=lambda value: None, repr=False)
 
+    @property
+    def where(self) -> str:
+        """The node's name, or that of its first output, or its op."""
+        named = [self.node.name, *(output.name for output in self.node.outputs), self.node.op_type]
+        return next(name for name in named if name)
+
+    @property
+    def varying(self) -> tuple[int, ...]:
+        """The positions of the inputs that depend on the network's real inputs."""
+        return tuple(i for i, v in enumerate(self.inputs) if v is not None and not v.is_constant)
+
+    def has(self, index: int) -> bool:
+        """Whether optional input `index` is present."""
+        return index < len(self.inputs) and self.inputs[index] is not None
+
+    def data(self, index: int = 0) -> Value:
+        """Input `index`, where all other inputs must be constant; Unbounded otherwise."""
+        others = [i for i in self.varying if i != index]
+        if others:
+            raise Unbounded(
+                f"input {others[0]} of {self.node.op_type} depends on the network's input too",
+                "make it a constant of the model",
+                "varying-parameter",
+            )
+        value = self.inputs[index]
+        assert value is not None
+        return value
+
     def attribute(self, name: str, default: Any = None) -> Any:
         """The attribute's value, or `default` where the node does not have it."""
         found = self.node.attributes.get(name)
-        return default if found is None else found.value
+        if found is None:
+            return default
+        return found.value.decode() if isinstance(found.value, bytes) else found.value
 
     def constant(self, index: int) -> np.ndarray | None:
         """The array that input `index` always holds, or None if it is absent or no constant."""
@@ -86,6 +118,19 @@ class Step:
     def output_shape(self, index: int = 0) -> tuple[int | None, ...] | None:
         """Output `index`'s shape, as `shape`."""
         return _shape(self.node.outputs[index])
+
+
+def through(value: Value, gain: Bound) -> Value:
+    """The value of g(value), g with Lipschitz bound `gain`: uppers multiply."""
+    if gain.upper == 1.0 and gain.grade >= value.lip.grade:
+        return Value(value.lip, value.sources)
+    return Value(chain(value.lip, gain), value.sources)
+
+
+def jumping(step: Step) -> Value:
+    """The value of an op that is piecewise constant in its real inputs."""
+    sources = frozenset().union(*(step.inputs[i].sources for i in step.varying))
+    return Value(UNBOUNDED, sources, jumps=step.where)
 
 
 def _shape(value: Any) -> tuple[int | None, ...] | None:

@@ -1,4 +1,4 @@
-"""Storages and the views that tensors are of them: bounds, reading, writing, overlap.
+"""Tensors as views of flat storages: bounds, reading, writing, overlap.
 
 A view is (dtype, offset, shape, strides) over a flat storage, all counted in elements, as in torch.
 """
@@ -9,8 +9,9 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-import ml_dtypes
 import numpy as np
+
+from snaudit.formats.storage import dtype_of
 
 _MAX_RANK = 32  # numpy 1's limit
 _MAX_INTEGER = 1 << 62
@@ -42,11 +43,6 @@ class View:
         return self.offset + 1 + sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True))
 
 
-def numpy_dtype(name: str) -> np.dtype:
-    """The dtype of a name: numpy's own, or ml_dtypes' for what numpy lacks."""
-    return np.dtype(getattr(ml_dtypes, name, None) or name)
-
-
 def is_index(value: object) -> bool:
     """Whether it is an integer that can count elements; a bool is none."""
     return type(value) is int and 0 <= value < _MAX_INTEGER
@@ -58,23 +54,20 @@ def is_layout(shape: object, strides: object) -> bool:
             and all(is_index(n) for n in (*shape, *strides)))
 
 
-def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The strides of a row-major array."""
-    return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
-
-
 def gather(view: View, read: Callable[[int, int], bytes]) -> np.ndarray:
     """The view's values; `read(offset, length)` gives bytes of the storage, of which only its span is read."""
-    dtype = numpy_dtype(view.dtype)
+    dtype = dtype_of(view.dtype)
     if not view.size:
         return np.zeros(view.shape, dtype)
     flat = _decoded(read(view.offset * dtype.itemsize, (view.stop - view.offset) * dtype.itemsize), view)
+    if dtype == bool and flat.view(np.uint8).max() > 1:
+        raise ValueError("a boolean is neither 0 nor 1")
     return np.ascontiguousarray(_window(flat, view, view.offset)).reshape(view.shape)
 
 
 def scatter(view: View, values: np.ndarray, content: bytearray) -> None:
     """Put the values where the view has them in the storage's content; all other bytes stay."""
-    dtype = numpy_dtype(view.dtype)
+    dtype = dtype_of(view.dtype)
     if values.shape != view.shape or values.dtype != dtype:
         raise ValueError(f"{values.dtype}{values.shape} for a tensor of {view.dtype}{view.shape}")
     if not view.size:
@@ -93,7 +86,7 @@ def clash(views: Iterable[View], length: int) -> tuple[View, View] | None:
     each element once; the marks take a byte for each element.
     """
     views = [view for view in views if view.size]
-    if len({numpy_dtype(view.dtype).itemsize for view in views}) > 1:
+    if len({dtype_of(view.dtype).itemsize for view in views}) > 1:
         return views[0], next(v for v in views if v.dtype != views[0].dtype)
     owner_of: list[View] = []
     marks = np.zeros(max((view.stop for view in views), default=0), bool)
@@ -125,7 +118,7 @@ def _window(flat: np.ndarray, view: View, start: int = 0) -> np.ndarray:
 
 
 def _decoded(raw: bytes, view: View) -> np.ndarray:
-    flat = np.frombuffer(raw, numpy_dtype(view.dtype))
+    flat = np.frombuffer(raw, dtype_of(view.dtype))
     return _swapped(flat) if view.big else flat
 
 

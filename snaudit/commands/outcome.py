@@ -1,0 +1,104 @@
+"""What constrain did, as a table or as JSON (schema `snaudit.constrain/1`): pure functions of an Outcome."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from snaudit.numerals import at_most, exact, near
+from snaudit.report.interface import View
+from snaudit.report.jsonreport import bound, dumps, envelope, number
+from snaudit.report.page import Column, Page, Row
+from snaudit.report.runs import wrapper_of
+
+if TYPE_CHECKING:
+    from snaudit.constraints import Change, Outcome
+
+SCHEMA = "snaudit.constrain/1"
+_CALLED = {"operator": "operator norm", "matrix": "σ of the matrix"}
+
+
+def render_table(outcome: Outcome, view: View) -> str:
+    """Before, after and the relative change of every layer that changed, and how many did not."""
+    page = Page(view)
+    changed = [change for change in outcome.changes if change.changed]
+    measures = {change.measure for change in outcome.changes} or {outcome.measure}
+    called = " or ".join(_CALLED[measure] for measure in sorted(measures))
+    page.paragraph(f"{outcome.source}: {called} ≤ {exact(outcome.max_sigma)}", "bold", 2)
+    if changed:
+        page.blank()
+        _changes(page, changed, mixed=len(measures) > 1)
+        page.blank()
+    for output in outcome.outputs:
+        page.paragraph(
+            f"output {output.name}: moved by at most {near(output.max_relative, 4)}, on average "
+            f"{near(output.mean_relative, 4)}, relative to its largest entry, on random input", "", 2)  # fmt: skip
+    for note in outcome.notes:
+        page.paragraph(f"note: {note}", "dim", 2)
+    page.line((summary(outcome), "bold"))
+    return page.text()
+
+
+def summary(outcome: Outcome) -> str:
+    """The run in one line: how many changed, how many did not, and where the result stands."""
+    changed = sum(change.changed for change in outcome.changes)
+    kept = len(outcome.changes) - changed
+    where = f"written to {outcome.target}" if outcome.written else f"dry run: {outcome.target} was not written"
+    return f"{changed} of {len(outcome.changes)} scaled to {exact(outcome.max_sigma)}, {kept} left bit for bit; {where}"
+
+
+def _changes(page: Page, changed: list[Change], mixed: bool) -> None:
+    wrapper = wrapper_of(change.name for change in changed)
+    columns = [
+        Column("layer", flexible=True), Column("op"), Column("dtype"),
+        Column("before", right=True), Column("after", right=True), Column("change", right=True),
+    ]  # fmt: skip
+    rows = [
+        [
+            change.name.removeprefix(wrapper), change.op, change.dtype, at_most(change.before.upper),
+            at_most(change.after.upper), f"{change.relative_change:.2%}",
+        ]
+        for change in changed
+    ]  # fmt: skip
+    if mixed:
+        columns.insert(3, Column("of"))
+        for row, change in zip(rows, changed, strict=True):
+            row.insert(3, change.measure)
+    page.table(columns, [Row(row) for row in rows])
+    if wrapper:
+        page.paragraph(f"names are shown without their common prefix {wrapper}", "dim", 2)
+    grades = Counter(change.after.grade.name for change in changed)
+    page.paragraph("after: " + ", ".join(f"{number} {grade}" for grade, number in grades.items()), "dim", 2)
+
+
+def render_json(outcome: Outcome) -> str:
+    """The outcome as a JSON document, every layer in the file's order."""
+    return dumps(envelope(SCHEMA, {
+        "model": {"path": outcome.source},
+        "target": outcome.target,
+        "written": outcome.written,
+        "measure": outcome.measure,
+        "max_sigma": outcome.max_sigma,
+        "changes": [_change(change) for change in outcome.changes],
+        "outputs": [
+            {
+                "name": output.name, "max_relative": number(output.max_relative),
+                "mean_relative": number(output.mean_relative),
+            }
+            for output in outcome.outputs
+        ],
+        "notes": list(outcome.notes),
+    }))  # fmt: skip
+
+
+def _change(change: Change) -> dict[str, Any]:
+    return {
+        "name": change.name,
+        "op": change.op,
+        "dtype": change.dtype,
+        "measure": change.measure,
+        "before": bound(change.before),
+        "after": bound(change.after),
+        "relative_change": number(change.relative_change),
+        "changed": change.changed,
+    }

@@ -1,0 +1,221 @@
+"""Where output goes: stdout, stderr, a file; their width, colour and alphabet; signals; progress.
+
+Results go to stdout, everything else to stderr. Imports nothing heavy: usage errors pass through.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import signal
+import stat
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from snaudit.errors import UsageError, WriteError
+from snaudit.names import printable
+
+_GLYPHS = "σ×–…█▌≤·—"
+_PIPED_WIDTH = 100
+_WIDEST = 400
+_QUIET_SECONDS = 1.0
+
+
+class Interrupted(BaseException):
+    """SIGINT, SIGTERM or SIGHUP arrived. No Exception, so that nothing takes it for a failure."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signal.Signals(signum).name)
+        self.signum = signum
+
+
+@contextlib.contextmanager
+def signals_raise() -> Iterator[None]:
+    """Within the block the three signals raise Interrupted, so that half-written files are removed.
+
+    A signal that the caller had ignored (nohup) stays ignored.
+    """
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        raise Interrupted(signum)
+
+    before: dict[int, Any] = {}
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        signum = getattr(signal, name, None)
+        if signum is not None and signal.getsignal(signum) is not signal.SIG_IGN:
+            before[signum] = signal.signal(signum, stop)
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler if handler is not None else signal.SIG_DFL)
+
+
+def keep_standard_streams_open() -> None:
+    """Open what was closed of stdin, stdout and stderr: else a model or a report gets their numbers."""
+    for fd in (0, 1, 2):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number, which is this one
+
+
+def view_facts(to_file: bool) -> dict[str, Any]:
+    """width, colour and unicode of the place where a table will go, as `report.View` takes them."""
+    terminal = not to_file and sys.stdout is not None and sys.stdout.isatty()
+    encoding = "utf-8" if to_file else getattr(sys.stdout, "encoding", None) or "ascii"
+    try:
+        unicode = bool(_GLYPHS.encode(encoding))
+    except (UnicodeError, LookupError):
+        unicode = False
+    colour = terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    return {"width": _width(terminal), "colour": colour, "unicode": unicode}
+
+
+def _width(terminal: bool) -> int:
+    if terminal:
+        return min(_WIDEST, shutil.get_terminal_size((80, 24)).columns)
+    asked = os.environ.get("COLUMNS", "")
+    width = int(asked) if asked.isascii() and asked.isdigit() and len(asked) < 6 else 0
+    return min(_WIDEST, width or _PIPED_WIDTH)
+
+
+def emit(text: str) -> None:
+    """Write to stdout, at once and in full. A reader that went away is no error; a full disk is."""
+    if sys.stdout is None:
+        raise WriteError("stdout is closed: nowhere to write the result")
+    try:
+        sys.stdout.flush()
+        encoding = sys.stdout.encoding or "utf-8"
+        sys.stdout.buffer.write(text.encode(encoding, "backslashreplace"))
+        sys.stdout.buffer.flush()
+    except OSError as error:
+        _abandon_stdout()
+        if error.errno != errno.EPIPE:
+            raise WriteError(f"stdout: {error.strerror or error}") from error
+
+
+def settle() -> None:
+    """Flush stdout (help and version are written by others); as `emit`, WriteError for a full disk."""
+    if sys.stdout is not None:
+        emit("")
+
+
+def _abandon_stdout() -> None:
+    # what the failed stream still buffers would fail again at exit, and change the exit status
+    with contextlib.suppress(OSError, ValueError):
+        devnull = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(devnull, sys.stdout.fileno())
+        os.close(devnull)
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+
+
+def tell(text: str) -> None:
+    """One line on stderr: `snaudit: text`, written raw, neither wrapped nor marked up."""
+    if sys.stderr is None:
+        return
+    encoding = getattr(sys.stderr, "encoding", None) or "utf-8"
+    line = f"snaudit: {printable(text, 4000)}\n"
+    with contextlib.suppress(OSError, ValueError):
+        sys.stderr.write(line.encode(encoding, "backslashreplace").decode(encoding))
+        sys.stderr.flush()
+
+
+def check_output(output: Path | None, model: Path | None) -> None:
+    """Refuse, before any work, a report that would replace the model, or that has no folder to go to."""
+    if output is None:
+        return
+    if output.is_dir():
+        raise UsageError(f"--output {output} is a folder")
+    if not output.resolve().parent.is_dir():
+        raise UsageError(f"--output {output}: its folder does not exist")
+    with contextlib.suppress(OSError):
+        if model is not None and os.path.samefile(output, model):
+            raise UsageError(f"--output {output} is the model itself")
+
+
+def write_file(path: Path, text: str) -> None:
+    """The file `path` holding the text, whole or not at all; WriteError where the disk refuses.
+
+    A device or a pipe is written to as it is: replacing /dev/null by a file would be no service.
+    """
+    data = text.encode("utf-8", "backslashreplace")
+    try:
+        real = Path(os.path.realpath(path))
+        if real.exists() and not stat.S_ISREG(real.stat().st_mode):
+            with open(real, "wb", buffering=0) as device:
+                device.write(data)
+            return
+        _replace(real, data)
+    except OSError as error:
+        raise WriteError(f"{path}: {error.strerror or error}") from error
+
+
+def _replace(real: Path, data: bytes) -> None:
+    fd, part = tempfile.mkstemp(prefix=".snaudit-", suffix=".part", dir=real.parent)
+    try:
+        with open(fd, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fchmod(file.fileno(), stat.S_IMODE(real.stat().st_mode) if real.exists() else _new_mode())
+            os.fsync(file.fileno())
+        os.replace(part, real)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(part)
+        raise
+
+
+def _new_mode() -> int:
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return 0o666 & ~mask
+
+
+class Meter:
+    """A progress bar on stderr, from the second second on, where stderr is a terminal.
+
+    Call it with (done, total, name); it is gone when the block ends.
+    """
+
+    def __init__(self) -> None:
+        self._started = time.monotonic()
+        self._wanted = sys.stderr is not None and sys.stderr.isatty()
+        self._bar: Any = None
+        self._task: Any = None
+
+    def __enter__(self) -> Meter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def __call__(self, done: int, total: int, name: str) -> None:
+        if not self._wanted:
+            return
+        if self._bar is None:
+            if time.monotonic() - self._started < _QUIET_SECONDS:
+                return
+            self._start()
+        self._bar.update(self._task, completed=done, total=total, description=printable(name, 40))
+
+    def _start(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+        self._bar = Progress(
+            BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}", markup=False),
+            console=Console(stderr=True), transient=True,
+        )  # fmt: skip
+        self._task = self._bar.add_task("", total=None)
+        self._bar.start()

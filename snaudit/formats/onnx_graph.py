@@ -1,0 +1,255 @@
+"""The onnx_ir graph of a skeleton, with shapes inferred and the file's tensors attached.
+
+Shapes that the file claims for inner values and outputs are not believed: they are inferred from the
+inputs' shapes and the ops, or unknown. A bound must not rest on a claim that nobody checked.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from snaudit.errors import ModelError, UnreadableModel, UnsupportedModel
+from snaudit.formats.onnx_tensors import Stored
+from snaudit.formats.onnx_walk import MARK
+from snaudit.model import Tensor
+
+_MOST_INLINED = 200_000
+_MOST_FILLED = 1 << 28
+
+
+@dataclass(slots=True)
+class Attached:
+    """The graph, the tensors that it uses by their number in the walk, and notes."""
+
+    graph: ir.Model
+    tensors: dict[int, Tensor]
+    notes: list[str] = field(default_factory=list)
+
+
+def graph_of(path: Path, skeleton: bytes, stored: list[Stored], tensors: list[Tensor | None]) -> Attached:
+    """The graph of a skeleton; each constant's ir.Value has its Tensor as `meta["tensor"]`.
+
+    A node that fills a shape (ConstantOfShape) and whose shape is not itself stored has its one
+    number as `node.meta["tensor"]` instead. Raises UnreadableModel for a graph that is none.
+    """
+    notes: list[str] = []
+    try:
+        proto = onnx.ModelProto()
+        proto.ParseFromString(skeleton)
+        _check_opset(proto, notes)
+        unsorted = _check_graph(path, proto.graph, frozenset())
+        proto = _flat(path, proto, unsorted, notes)
+        proto = _with_shapes(proto, notes)
+        model = ir.serde.deserialize_model(proto)
+        attacher = _Attacher(path, stored, tensors)
+        attacher.graph(model.graph)
+        for function in model.functions.values():
+            attacher.nodes(function)
+        _drop_constant_inputs(model, notes)
+    except (ModelError, MemoryError):
+        raise
+    except Exception as error:  # protobuf, onnx and onnx_ir raise their own kinds for a malformed graph
+        raise UnreadableModel(path, f"not a valid ONNX graph: {_one_line(error)}") from error
+    return Attached(model, attacher.found, notes)
+
+
+def _one_line(error: Exception) -> str:
+    while error.__cause__ is not None and isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    return " ".join(str(error).split())[:160] or type(error).__name__
+
+
+def _check_opset(proto: onnx.ModelProto, notes: list[str]) -> None:
+    if not 3 <= proto.ir_version <= 1000:
+        raise ValueError(f"ir_version {proto.ir_version}")
+    versions = [entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")]
+    if not versions:
+        notes.append("no opset version for ONNX's own ops is given")
+    elif min(versions) < 7:
+        notes.append(f"opset {min(versions)}: older than 7, its ops may mean something else")
+
+
+def _check_graph(path: Path, graph: onnx.GraphProto, outer: frozenset[str]) -> bool:
+    """Whether nodes stand before what they read. Clears claimed shapes of outputs.
+
+    Raises UnreadableModel for a name that is defined twice, or read and not defined.
+    """
+    inputs = [value.name for value in graph.input]
+    initializers = [tensor.name for tensor in graph.initializer]
+    outputs = [name for node in graph.node for name in node.output if name]
+    for names in (inputs, initializers, outputs, inputs + outputs, initializers + outputs):
+        if len(set(names)) != len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise UnreadableModel(path, f"{twice}: this name is defined twice in one graph")
+    known = {*inputs, *initializers}
+    everything = frozenset(outer | known | set(outputs))
+    unsorted = False
+    for node in graph.node:
+        for name in node.input:
+            if name and name not in everything:
+                raise UnreadableModel(path, f"{name}: node {node.name or node.op_type} reads it, nothing defines it")
+            unsorted |= bool(name) and name in everything and name not in known and name not in outer
+        for attribute in node.attribute:
+            for body in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                _check_graph(path, body, everything)
+        known.update(node.output)
+    for value in graph.output:
+        if value.name not in everything:
+            raise UnreadableModel(path, f"{value.name}: an output that nothing defines")
+        if value.name in outputs and value.type.HasField("tensor_type"):
+            value.type.tensor_type.ClearField("shape")
+    return unsorted
+
+
+def _flat(path: Path, proto: onnx.ModelProto, unsorted: bool, notes: list[str]) -> onnx.ModelProto:
+    """The model with its functions put where they are called, in topological order."""
+    if not proto.functions and not unsorted:
+        return proto
+    model = ir.serde.deserialize_model(proto)
+    if model.functions:
+        _check_expansion(path, model)
+        from onnx_ir.passes.common import InlinePass
+
+        try:
+            InlinePass()(model)
+        except Exception as error:  # the pass raises whatever it meets; functions then stay opaque
+            notes.append(f"the model's own functions stay opaque: {_one_line(error)}")
+            return proto
+    model.graph.sort()
+    return ir.serde.serialize_model(model)
+
+
+def _check_expansion(path: Path, model: ir.Model) -> None:
+    """Raise UnsupportedModel if functions that call functions would grow without measure."""
+    sizes: dict[Any, int] = {}
+
+    def size(body: Any, above: tuple[Any, ...]) -> int:
+        total = 0
+        for node in ir.traversal.RecursiveGraphIterator(body):
+            called = node.op_identifier()
+            if called in above or len(above) > 100:
+                raise UnreadableModel(path, f"function {called[1]} calls itself")
+            if called in model.functions:
+                if called not in sizes:
+                    sizes[called] = size(model.functions[called], (*above, called))
+                total += sizes[called]
+            total += 1
+        return total
+
+    if size(model.graph, ()) > _MOST_INLINED:
+        raise UnsupportedModel(path, f"its functions, put where they are called, make over {_MOST_INLINED} nodes")
+
+
+def _with_shapes(proto: onnx.ModelProto, notes: list[str]) -> onnx.ModelProto:
+    """The model with inferred shapes; as it is, with a note, where inference fails."""
+    functions = list(proto.functions)
+    del proto.functions[:]  # inference would walk a function once a call
+    try:
+        inferred = onnx.shape_inference.infer_shapes(proto, check_type=False, strict_mode=False, data_prop=True)
+    except Exception as error:  # onnx raises several kinds of its own
+        notes.append(f"shapes were not inferred: {_one_line(error)}")
+        inferred = proto
+    inferred.functions.extend(functions)
+    return inferred
+
+
+@dataclass(slots=True)
+class _Attacher:
+    path: Path
+    stored: list[Stored]
+    tensors: list[Tensor | None]
+    found: dict[int, Tensor] = field(default_factory=dict)
+
+    def graph(self, graph: ir.Graph) -> None:
+        for value in graph.initializers.values():
+            self._hold(value, self._of(value.const_value))
+        self.nodes(graph)
+
+    def nodes(self, nodes: Iterable[ir.Node]) -> None:
+        for node in nodes:
+            plain = node.domain in ("", "ai.onnx")
+            for name, attribute in list(node.attributes.items()):
+                if attribute.is_ref():
+                    continue
+                if attribute.type == ir.AttributeType.GRAPH:
+                    self.graph(attribute.as_graph())
+                elif attribute.type == ir.AttributeType.GRAPHS:
+                    for body in attribute.as_graphs():
+                        self.graph(body)
+                elif attribute.type == ir.AttributeType.TENSOR and name == "value" and plain:
+                    self._value_attribute(node, attribute.as_tensor())
+
+    def _value_attribute(self, node: ir.Node, held: Any) -> None:
+        number = self._of(held)
+        if number is None or self.tensors[number] is None:
+            return
+        if node.op_type == "Constant":
+            self._hold(node.outputs[0], number)
+            lazy = node.outputs[0].const_value
+            node.attributes["value"] = ir.AttrTensor("value", lazy)
+        elif node.op_type == "ConstantOfShape":
+            filled = self._filled(node, number)
+            if filled is None:
+                node.meta["tensor"] = self.found.setdefault(number, self.tensors[number])
+            else:
+                self.found[number] = filled
+                node.outputs[0].meta["tensor"] = filled
+
+    def _filled(self, node: ir.Node, number: int) -> Tensor | None:
+        """The whole array that a ConstantOfShape makes, where its shape is stored; a lazy view."""
+        one = self.tensors[number]
+        shape_of = node.inputs[0].meta.get("tensor") if node.inputs and node.inputs[0] is not None else None
+        if one is None or shape_of is None or len(shape_of.shape) != 1 or shape_of.size > 16:
+            return None
+        shape = tuple(int(size) for size in shape_of.load())
+        if any(size < 0 for size in shape) or math.prod(shape) > _MOST_FILLED:
+            return None
+        if number in self.found and self.found[number].shape != shape:
+            return None
+        return replace(one, shape=shape, load=partial(_fill, one, shape))
+
+    def _hold(self, value: ir.Value, number: int | None) -> None:
+        tensor = None if number is None else self.tensors[number]
+        if tensor is None:
+            return
+        self.found[number] = tensor
+        value.meta["tensor"] = tensor
+        value.const_value = _lazy(tensor, self.stored[number].data_type)
+        value.shape = ir.Shape(tensor.shape)
+        value.type = ir.TensorType(ir.DataType(self.stored[number].data_type))
+
+    def _of(self, held: Any) -> int | None:
+        """The number of an ir tensor in the walk; None for a tensor that is left out."""
+        mark = None if held is None else held.metadata_props.get(MARK)
+        return None if mark is None else int(mark)
+
+
+def _fill(one: Tensor, shape: tuple[int, ...]) -> np.ndarray:
+    return np.broadcast_to(one.load().reshape(()), shape)
+
+
+def _lazy(tensor: Tensor, data_type: int) -> ir.LazyTensor:
+    kind = ir.DataType(data_type)
+    return ir.LazyTensor(
+        lambda: ir.Tensor(tensor.load(), dtype=kind), dtype=kind, shape=ir.Shape(tensor.shape), name=tensor.name
+    )
+
+
+def _drop_constant_inputs(model: ir.Model, notes: list[str]) -> None:
+    """Initializers are no inputs of the network, though old files list them as such too."""
+    held = [value for value in model.graph.inputs if value.name in model.graph.initializers]
+    if held and (model.ir_version or 0) >= 4:
+        notes.append(
+            f"{len(held)} weights are also inputs, which a caller may override: audited with the stored numbers"
+        )
+    kept = [value for value in model.graph.inputs if value.name not in model.graph.initializers]
+    model.graph.inputs[:] = kept

@@ -67,7 +67,7 @@ def extract_from_tensors(tensors: Mapping[str, Tensor]) -> Extraction:
             reading.layers.extend(_plain(name, tensor))
     order = {name: index for index, name in enumerate(tensors)}
     reading.layers.sort(key=lambda layer: min(order[tensor.name] for tensor in layer.form.tensors))
-    layers = _merge_aliases(reading.layers)
+    layers = _merge_aliases([_with_recurrent_kind(layer, reading.layers) for layer in reading.layers])
     return Extraction(layers, tuple(reading.left_out), scales, tuple(_broken_chain(layers, scales)))
 
 
@@ -235,7 +235,7 @@ def _named(name: str, form: Form, notes: tuple[str, ...] = ()) -> Iterator[Layer
         shape = form.shape
     make = Layer(name, "Linear", form, used_by=(name,), notes=notes)
     if _RECURRENT.search(name):
-        yield replace(make, op=_recurrent_kind(name, shape))
+        yield replace(make, op="RNN")
     elif len(shape) == 2 and _EMBEDDING.search(name):
         yield replace(make, op="Embedding", flipped=True, in_chain=False)
     elif len(shape) == 2:
@@ -249,10 +249,14 @@ def _named(name: str, form: Form, notes: tuple[str, ...] = ()) -> Iterator[Layer
         yield replace(make, op=f"Conv{len(ones)}d", geometry=geometry, notes=(*notes, UNKNOWN_GEOMETRY))
 
 
-def _recurrent_kind(name: str, shape: tuple[int, ...]) -> str:
-    if "_hh" in name and shape[1]:
-        return {4: "LSTM", 3: "GRU", 1: "RNN"}.get(shape[0] // shape[1], "RNN")
-    return "RNN"
+def _with_recurrent_kind(layer: Layer, layers: list[Layer]) -> Layer:
+    """LSTM, GRU or RNN by the number of gates: its recurrent matrix is [gates·hidden, hidden]."""
+    if layer.op != "RNN":
+        return layer
+    recurrent = layer.name.replace("weight_ih", "weight_hh")
+    shape = next((other.shape for other in layers if other.name == recurrent), layer.shape)
+    gates = shape[0] // shape[1] if shape[1] and recurrent.count("weight_hh") else 1
+    return replace(layer, op={4: "LSTM", 3: "GRU"}.get(gates, "RNN"))
 
 
 def _merge_aliases(layers: list[Layer]) -> tuple[Layer, ...]:

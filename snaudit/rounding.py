@@ -63,7 +63,7 @@ def largest_entry(array: np.ndarray) -> float:
 
 def frobenius_up(array: np.ndarray) -> float:
     """‖A‖_F from above, for entries of order one; of all entries jointly, whatever the shape."""
-    flat = array.reshape(-1) if array.flags.c_contiguous else array.ravel("K")
+    flat = array.ravel("K")
     return SAFE * math.sqrt(float(np.vdot(flat, flat).real)) + TINY
 
 

@@ -62,8 +62,10 @@ def either(rule: str, path: Path, weights: dict[str, np.ndarray] | None, reason:
 
 def top(weight: np.ndarray) -> float:
     """The largest singular value of the matrix that a weight is reshaped to, by LAPACK in float64."""
+    if weight.size == 0:
+        return 0.0
     matrix = np.asarray(weight, dtype=np.float64).reshape(weight.shape[0], -1)
-    return float(np.linalg.svd(matrix, compute_uv=False)[0]) if matrix.size else 0.0
+    return float(np.linalg.svd(matrix, compute_uv=False)[0])
 
 
 def matrix(seed: int = SEED, rows: int = 5, columns: int = 7) -> np.ndarray:

@@ -280,7 +280,7 @@ def _storages(folder: Path) -> list[Case]:
 
 def _legacy(folder: Path) -> list[Case]:
     body = mapping({"weight": view(storage("7", 35, tail=NONE), W.shape, (7, 1))})
-    key = items(text("7")).replace(b"t", b"l") if False else b"]" + text("7") + b"a"
+    key = b"]" + text("7") + b"a"
     data = legacy_storage(W)
     view_body = mapping({"weight": view(items(text("storage"), name("torch", "FloatStorage"), text("7"), text("cpu"),
                                               integer(35), items(text("v"), integer(7), integer(28))) + PERSID,
@@ -354,7 +354,9 @@ def _saved_by_torch(folder: Path) -> list[Case]:
             refused("9", put("empty_dict", {}, old)),
         ]
     sparse = torch.eye(4).to_sparse()
-    quantized = torch.quantize_per_tensor(t, 0.1, 0, torch.qint8)
+    scheme = items(name("torch", "per_tensor_affine"), b"G" + struct.pack(">d", 0.1), integer(0))
+    quantized = call(name("torch._utils", "_rebuild_qtensor"), storage("1", 35, "QInt8Storage"), integer(0), ints((5, 7)),
+                     ints((7, 1)), scheme, FALSE, call(name("collections", "OrderedDict")))
     strings = OrderedDict([("fc.weight", t), ("version", "1"), ("flag", True), ("size", torch.Size([3]))])
     dangling = {"fc.weight": torch.nn.Parameter(t), "buffer": torch.nn.Parameter(t[0].clone(), requires_grad=False)}
     plain_pickle = folder / "plain_pickle.pkl"
@@ -369,7 +371,8 @@ def _saved_by_torch(folder: Path) -> list[Case]:
         audited("4", put("parameters", dangling), {"fc": W}),
         audited("4", put("ordered", strings), {"fc": W}),
         audited("5", put("sparse_beside", {"fc.weight": t, "mask": sparse}), {"fc": W}, "sparse"),
-        audited("5", put("quantized_beside", {"fc.weight": t, "q": quantized}), {"fc": W}, "quanti|qint8|QInt8"),
+        audited("5", torch_file(folder / "quantized_beside.pt", mapping({"fc.weight": tensor(W), "q": quantized}),
+                                RECORDS | {"1": bytes(35)}), {"fc": W}, "quanti|qint8|QInt8"),
         audited("5", put("meta_beside", {"fc.weight": t, "m": torch.empty(3, 4, device="meta")}), {"fc": W}, "meta"),
         audited("5", put("complex_beside", {"fc.weight": t, "c": torch.ones(3, 4, dtype=torch.complex64)}), {"fc": W}, "complex"),
         audited("5", put("bool_beside", {"fc.weight": t, "mask": torch.ones(3, 4, dtype=torch.bool)}), {"fc": W}),

@@ -52,26 +52,21 @@ def computed(lower: float, upper: float | None = None, method: str = "svd") -> B
     return Bound(lower, lower if upper is None else upper, Grade.COMPUTED, method)
 
 
-def layer(name: str = "fc.weight", sigma: float = 2.0, **changes: Any) -> LayerResult:
-    """A dense layer of the given σ."""
+def layer(name: str = "fc.weight", sigma: float = 2.0, unbounded: bool = False, **changes: Any) -> LayerResult:
+    """A dense layer of the given σ, or of none."""
     made = LayerResult(
         name=name, op="Linear", shape=(64, 32), dtype="float32", matrix=(64, 32), uses=1,
         sigma=computed(sigma), power=PowerEstimate(sigma * 0.97, 20, False), norm=computed(sigma),
         frobenius=sigma * 3.0, stable_rank=9.0,
     )  # fmt: skip
-    return replace(made, **changes)
+    return replace(made, **changes, **({"sigma": UNBOUNDED} if unbounded else {}))
 
 
 def broken(name: str = "bad.weight") -> LayerResult:
     """A layer with NaN in its weight."""
     return layer(
-        name, sigma=0.0, norm=UNBOUNDED, power=None, frobenius=math.nan, stable_rank=None
-    ).__class__(**{**_fields(layer(name)), "sigma": UNBOUNDED, "norm": UNBOUNDED, "power": None,
-                   "frobenius": math.nan, "stable_rank": math.inf})  # fmt: skip
-
-
-def _fields(value: LayerResult) -> dict[str, Any]:
-    return {name: getattr(value, name) for name in value.__slots__}
+        name, sigma=1.0, norm=UNBOUNDED, power=None, frobenius=math.nan, stable_rank=math.inf, unbounded=True
+    )
 
 
 def network(upper: float = 12.5, grade: Grade = Grade.COMPUTED, **changes: Any) -> NetworkResult:

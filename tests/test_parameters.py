@@ -58,8 +58,8 @@ def test_plain_kinds_and_what_is_no_matrix() -> None:
     kinds = {layer.name: layer.op for layer in extraction.layers}
     assert kinds == {
         "fc.weight": "Linear", "c1.weight": "Conv1d", "c2.weight": "Conv2d", "c3.weight": "Conv3d",
-        "embed.weight": "Embedding", "rnn.weight_ih_l0": "RNN", "rnn.weight_hh_l0": "LSTM",
-        "rnn.weight_ih_l0_reverse": "RNN", "rnn.weight_hh_l0_reverse": "LSTM",
+        "embed.weight": "Embedding", "rnn.weight_ih_l0": "LSTM", "rnn.weight_hh_l0": "LSTM",
+        "rnn.weight_ih_l0_reverse": "LSTM", "rnn.weight_hh_l0_reverse": "LSTM",
     }  # fmt: skip
     explained = {item.name for item in extraction.left_out} | set(kinds)
     assert explained == set(state), "every tensor is a layer or left out with a reason"

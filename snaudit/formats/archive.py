@@ -8,6 +8,7 @@ that of PKWARE's APPNOTE.TXT 6.3.10, sections 4.3 and 4.5.3 (zip64).
 
 from __future__ import annotations
 
+import functools
 import struct
 import zlib
 from collections.abc import Iterator
@@ -133,6 +134,7 @@ class Archive:
         return out
 
 
+@functools.lru_cache(maxsize=1)  # every format's sniffer asks
 def names(source: Source) -> list[str]:
     """The names that a zip seems to hold, without judging it; [] if it is none. Never raises."""
     if source.read_up_to(0, 4) not in (b"PK\3\4", b"PK\5\6"):

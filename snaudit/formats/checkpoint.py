@@ -15,7 +15,7 @@ from typing import Any
 
 from snaudit.errors import EmptyModel, RefusedModel, UnreadableModel, UsageError
 from snaudit.formats.pickles import Opaque, Pairs
-from snaudit.formats.rebuilds import NUMPY_ARRAY, Storage, Unread
+from snaudit.formats.rebuilds import INSIDE_PICKLE, NUMPY_ARRAY, Storage, Unread
 from snaudit.formats.views import View
 from snaudit.model import LeftOut
 
@@ -149,9 +149,8 @@ def _leaf(value: Any) -> View | Unread | None:
     if type(value) in (View, Unread):
         return value
     if type(value) is Storage:
-        return Unread("it is a bare storage, no tensor")
-    return Unread("it is a numpy array inside the pickle") if (
-        type(value) is Opaque and value.callee == NUMPY_ARRAY) else None
+        return Unread("it is a bare storage, no tensor", is_tensor=False)
+    return Unread(INSIDE_PICKLE) if type(value) is Opaque and value.callee == NUMPY_ARRAY else None
 
 
 def _key(key: Any) -> str:
@@ -197,7 +196,7 @@ def _take(choice: Choice, name: str, value: Any) -> None:
     if type(value) is View:
         choice.tensors[unique] = value
     else:
-        choice.left_out.append(LeftOut(unique, value.reason))
+        choice.left_out.append(LeftOut(unique, value.reason, value.missed))
 
 
 def _at_key(leaves: Sequence[Leaf], key: str) -> tuple[tuple[str, ...], list[Leaf]]:

@@ -68,23 +68,23 @@ def _config(archive: Archive, name: str) -> list[tuple[str, Any]]:
 def _add(choice: Choice, archive: Archive, folder: str, name: str, entry: Any, big: bool) -> None:
     meta = entry["tensor_meta"]
     if entry["use_pickle"] or meta is None:
-        choice.left_out.append(LeftOut(name, "it is pickled: a tensor subclass or a custom object"))
+        choice.left_out.append(LeftOut(name, "it is pickled: a tensor subclass or a custom object", meta is not None))
         return
     if meta["layout"] != _STRIDED or meta["dtype"] not in DTYPES:
-        choice.left_out.append(LeftOut(name, "it is sparse, quantized, or of a dtype that is not read"))
+        choice.left_out.append(LeftOut(name, "it is sparse, quantized, or of a dtype that is not read", True))
         return
     shape, strides = (tuple(_number(n) for n in meta[key]) for key in ("sizes", "strides"))
     offset = _number(meta["storage_offset"])
     record = archive.records.get(folder + entry["path_name"])
     if not is_layout(shape, strides) or not is_index(offset):
-        choice.left_out.append(LeftOut(name, "its shape is symbolic"))
+        choice.left_out.append(LeftOut(name, "its shape is symbolic", True))
         return
     view = View(folder + entry["path_name"], DTYPES[meta["dtype"]], offset, shape, strides, big)
     width = dtype_of(view.dtype).itemsize
     if view.size and (record is None or view.stop * width > record.size or record.size % width):
         archive.fail(f"tensor {name!r} does not fit its record {view.storage!r}")
     if view.size > max(record.size // width if record else 0, EXPANDED_LIMIT):
-        choice.left_out.append(LeftOut(name, f"it expands few stored numbers to {view.size}"))
+        choice.left_out.append(LeftOut(name, f"it expands few stored numbers to {view.size}", True))
         return
     if name in choice.tensors:
         archive.fail(f"two tensors are called {name!r}")

@@ -26,6 +26,12 @@ _MAX_HEADER = 10_000  # numpy's own limit
 _MAX_RANK = 32
 _DTYPE = re.compile(r"[<>|=]?([fiub][1248]|f16|c8|c16|b1)")
 _SHAPE = re.compile(r"\((?:\s*(\d{1,19})L?\s*(?:,\s*\d{1,19}L?\s*)*,?\s*)?\)")
+_CLOSED = {
+    "O": "an array of objects (a pickle)", "V": "raw bytes of a dtype that npz does not name",
+    "U": "an array of text", "S": "an array of text", "a": "an array of text", "M": "an array of times",
+    "m": "an array of times",
+}
+"""Kinds of dtype that are not audited."""
 _ENTRY = re.compile(r"\s*'(descr|fortran_order|shape)'\s*:\s*("
                     r"'[^'\\]*'|True|False|\([\d\s,L]*\)|\[[^{}]*\])\s*(,|\}\s*\Z)")
 
@@ -69,24 +75,23 @@ def _header(archive: Archive, record: str) -> tuple[dict[str, str], int]:
     return found, start + length
 
 
-def _array(archive: Archive, record: str) -> Array | str:
+def _array(archive: Archive, record: str, name: str) -> Array | LeftOut:
     """The array in a record, or why it is none that can be audited."""
     header, start = _header(archive, record)
     descr = header["descr"].strip("'")
-    if header["descr"].startswith("["):
-        return "a structured array"
-    kind = descr.lstrip("<>|=")[:1]
-    if kind in "OUSVMma":
-        return {"O": "an array of objects (a pickle)", "V": "raw bytes of a dtype that npz does not name"}.get(
-            kind, "an array of text or times")
-    if not _DTYPE.fullmatch(descr) or not _SHAPE.fullmatch(header["shape"]):
+    if not _SHAPE.fullmatch(header["shape"]):
         archive.fail(f"record {record!r} has a malformed header")
     shape = tuple(int(n) for n in re.findall(r"\d+", header["shape"]))
+    reason = "a structured array" if header["descr"].startswith("[") else _CLOSED.get(descr.lstrip("<>|=")[:1])
+    if reason:
+        return LeftOut(name, reason, reason == _CLOSED["V"] and len(shape) > 1)
+    if not _DTYPE.fullmatch(descr):
+        archive.fail(f"record {record!r} has a malformed header")
     dtype = np.dtype(descr)
     if len(shape) > _MAX_RANK or math.prod(shape) * dtype.itemsize != archive.records[record].size - start:
         archive.fail(f"record {record!r} has not the bytes that its shape needs")
     if dtype.itemsize > 8 and dtype.kind == "f":
-        return "its numbers are wider than float64"
+        return LeftOut(name, "its numbers are wider than float64", len(shape) > 1)
     return Array(record, descr, shape, header["fortran_order"] == "True", start)
 
 
@@ -109,9 +114,9 @@ def _read(source: Source, key: str | None) -> Model:
         left: list[LeftOut] = []
         for record in archive.records:
             name = record.removesuffix(".npy")
-            array = _array(archive, record) if record != name else "not an array (.npy)"
-            if isinstance(array, str):
-                left.append(LeftOut(name, array))
+            array = _array(archive, record, name) if record != name else LeftOut(name, "not an array (.npy)")
+            if isinstance(array, LeftOut):
+                left.append(array)
             else:
                 dtype = np.dtype(array.dtype).name
                 tensors[name] = Tensor(name, array.shape, dtype, array, partial(_load, archive, array))

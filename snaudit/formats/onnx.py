@@ -13,17 +13,16 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from snaudit.errors import UnreadableModel, UnsupportedModel
-from snaudit.formats.beside import Beside
 from snaudit.formats.interface import Format, Patched
 from snaudit.formats.onnx_external import check_sums
-from snaudit.formats.onnx_tensors import DTYPES, Stored, from_array, raw_bytes, region_edits, to_array
+from snaudit.formats.onnx_tensors import DTYPES, Stored, from_array, raw_bytes, replaced, to_array
 from snaudit.formats.onnx_walk import unique_names, walked
 from snaudit.formats.protobuf import BYTES, VARINT, Resize, Wire, resized
 from snaudit.formats.source import Source
@@ -99,16 +98,129 @@ def _patch(model: Model, changes: Mapping[str, np.ndarray], target: Path) -> tup
         if source.record().sha256 != main.sha256:
             raise UnreadableModel(main.path, "changed since it was read")
         walk, _ = walked(source)
-        makers = _makers(model, walk.wire, walk.tensors, changes)
-        main_edits, other_edits = _data_edits(walk.wire, walk.tensors, makers)
-        moved = _is_elsewhere(model.path, target)
-        touched = [r for r in others if moved or r.path in other_edits]
-        names = dict(zip((r.path for r in touched), _new_names(target, len(touched)), strict=True))
-        resizes = [change for change, _ in main_edits if change is not None]
-        resizes += _references(walk.wire, walk.tensors, touched, names, other_edits)
-        edits = [*(edit for _, edit in main_edits if edit is not None), *resized(resizes)]
+        edits: dict[Path, list[Edit]] = {main.path: []}
+        resizes: list[Resize] = []
+        for stored, make in _makers(model, walk.wire, walk.tensors, changes):
+            if stored.external is not None:
+                begin, length = stored.external.offset, stored.external.length
+                here = edits.setdefault(stored.external.file.path, [])
+                here.append(Edit(begin, begin + length, make))
+            else:
+                more, resized_ = replaced(walk.wire, stored, make)
+                edits[main.path] += more
+                resizes += resized_
+        moved = os.path.realpath(target.parent) != os.path.realpath(model.path.parent)
+        copied = [record for record in others if moved or record.path in edits]
+        names = _new_names(target, [record.path for record in copied])
+        resizes += _references(walk.tensors, copied, names, edits)
     finally:
         source.close()
-    files = [Patched(None, writer(main, edits))]
-    files += [Patched(names[r.path], writer(r, other_edits.get(r.path, []))) for r in touched]
+    files = [Patched(None, writer(main, [*edits[main.path], *resized(resizes)]))]
+    files += [Patched(names[r.path], writer(r, edits.get(r.path, []))) for r in copied]
     return tuple(files)
+
+
+def _makers(
+    model: Model, wire: Wire, tensors: list[Stored], changes: Mapping[str, np.ndarray]
+) -> Iterable[tuple[Stored, Callable[[], bytes]]]:
+    """For each place that changes: a tensor stored there, and what makes its new bytes.
+
+    Raises UnsupportedModel where a tensor that would change with it is another one, or where the
+    file has no bytes for it.
+    """
+    groups: dict[Hashable, list[tuple[Stored, str]]] = {}
+    for stored, name in zip(tensors, unique_names(tensors), strict=True):
+        if name in model.tensors:
+            groups.setdefault(_place(wire, stored), []).append((stored, name))
+    missing = next((name for name in changes if name not in model.tensors), None)
+    if missing is not None:
+        raise ValueError(f"{missing}: no tensor of this model")
+    for group in groups.values():
+        changed = [(stored, name) for stored, name in group if name in changes]
+        if not changed:
+            continue
+        stored = changed[0][0]
+        for other in tensors:
+            if _collides(stored, other):
+                raise UnsupportedModel(model.path, f"{other.name}: shares some of its bytes with {stored.name}")
+        if stored.coding == "zero" and stored.count:
+            raise UnsupportedModel(model.path, f"{changed[0][1]}: the file holds no bytes for it (zero by default)")
+        yield stored, partial(_new_bytes, model, changed, changes)
+
+
+def _collides(one: Stored, other: Stored) -> bool:
+    """Whether two tensors share bytes of a file and yet are not one tensor."""
+    a, b = one.external, other.external
+    if a is None or b is None or a.file is not b.file or not a.length or not b.length:
+        return False
+    overlap = a.offset < b.offset + b.length and b.offset < a.offset + a.length
+    same = (a.offset, a.length, one.data_type) == (b.offset, b.length, other.data_type)
+    return overlap and not same
+
+
+def _new_bytes(model: Model, changed: list[tuple[Stored, str]], changes: Mapping[str, np.ndarray]) -> bytes:
+    """The bytes of one place, as raw_data has them; all tensors of the place must ask for the same."""
+    found: bytes | None = None
+    for stored, name in changed:
+        array, tensor = changes[name], model.tensors[name]
+        if array.shape != tensor.shape or array.dtype != dtype_of(tensor.dtype):
+            raise ValueError(f"{name}: {array.dtype} {array.shape} is not what is stored")
+        if stored.role == "fill":
+            array = _one_number(model, name, array)
+        raw = from_array(stored, array)
+        if found is not None and raw != found:
+            raise UnsupportedModel(model.path, f"{name}: shares its bytes with a tensor that changes otherwise")
+        found = raw
+    assert found is not None
+    return found
+
+
+def _one_number(model: Model, name: str, array: np.ndarray) -> np.ndarray:
+    """The number that fills the array, bit for bit; UnsupportedModel if it holds different ones."""
+    if not array.size:
+        return model.tensors[name].load().reshape(-1)[:1]
+    first = array.reshape(-1)[:1] if not any(array.strides) else np.ascontiguousarray(array).reshape(-1)
+    bits = first.view(f"V{array.dtype.itemsize}").tobytes()
+    if bits != bits[: array.dtype.itemsize] * first.size:
+        raise UnsupportedModel(model.path, f"{name}: one number fills it in the file; it cannot hold several")
+    return first[:1]
+
+
+def _new_names(target: Path, paths: Sequence[Path]) -> dict[Path, str]:
+    """Free names beside the target for copies of these files: TARGET.data, or TARGET.1.data, …"""
+    stem = re.sub(r"[\\\0]", "_", target.name)
+
+    def pattern(suffix: str) -> Sequence[str]:
+        if len(paths) == 1:
+            return [f"{stem}{suffix}.data"]
+        return [f"{stem}{suffix}.{number}.data" for number in range(1, len(paths) + 1)]
+
+    return dict(zip(paths, free_names(target.parent, pattern) if paths else (), strict=True))
+
+
+def _references(
+    tensors: list[Stored], copied: list[FileRead], names: dict[Path, str], edits: dict[Path, list[Edit]]
+) -> list[Resize]:
+    """The model's references to the copied files: their names, and their checksums where given."""
+    sums: dict[Path, bytes] = {}
+    records = {record.path: record for record in copied}
+    changes = []
+    for stored in tensors:
+        external = stored.external
+        if external is None or external.file.path not in records:
+            continue
+        path = external.file.path
+        field = external.location[-1]
+        changes.append(Resize(field.begin, field.end, os.fsencode(names[path]), external.location))
+        if external.checksum is not None:
+            if path not in sums:
+                digest = hashlib.sha1(usedforsecurity=False)
+                for block in edited(records[path], edits.get(path, [])):
+                    digest.update(block)
+                sums[path] = digest.hexdigest().encode()
+            field = external.checksum[-1]
+            changes.append(Resize(field.begin, field.end, sums[path], external.checksum))
+    return changes
+
+
+ONNX = Format("onnx", _is_onnx, _read, _patch)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
-from snaudit.errors import UnreadableModel
+from snaudit.errors import UnreadableModel, UnsupportedModel
 from snaudit.formats.beside import Beside, open_beside
 from snaudit.formats.onnx_tensors import External
 from snaudit.formats.protobuf import BYTES, Field, Wire
@@ -42,7 +42,7 @@ def external_data(
     location = values["location"][0]
     file = files.get(location)
     if file is None:
-        file = files[location] = open_beside(wire.source.path, location)
+        file = files[location] = _opened(wire, location, files)
     offset = _number(wire, name, values, "offset", 0)
     length = _number(wire, name, values, "length", file.size - offset if size is None else size)
     if length < 0 or offset + length > file.size:
@@ -51,6 +51,14 @@ def external_data(
         )
     checksum = values.get("checksum")
     return External(file, offset, length, values["location"][1], None if checksum is None else checksum[1])
+
+
+def _opened(wire: Wire, location: str, files: dict[str, Beside]) -> Beside:
+    """The file at a location, one value for one file whatever its names."""
+    file = open_beside(wire.source.path, location)
+    if file.stamp == wire.source.stamp:
+        raise UnsupportedModel(wire.source.path, "its external data lies in the model file itself")
+    return next((known for known in files.values() if known.stamp == file.stamp), file)
 
 
 def check_sums(wire: Wire, tensors: list[tuple[str, External]]) -> None:

@@ -8,14 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, NamedTuple
 
 import numpy as np
 
 from snaudit.errors import UnreadableModel
 from snaudit.formats.beside import Beside
-from snaudit.formats.protobuf import BYTES, Field, Wire, pack_varints, unpack_varints
-from snaudit.formats.storage import decode, dtype_of
+from snaudit.formats.protobuf import (
+    BYTES,
+    Field,
+    Resize,
+    Wire,
+    encoded_varint,
+    pack_varints,
+    unpack_varints,
+)
+from snaudit.formats.storage import Edit, decode, dtype_of
 
 DTYPES = {
     1: "float32", 2: "uint8", 3: "int8", 4: "uint16", 5: "int16", 6: "int32", 7: "int64", 9: "bool",
@@ -40,11 +49,11 @@ Role = Literal["constant", "fill", "other", "skipped", "training"]
 
 
 class Region(NamedTuple):
-    """Consecutive data: one packed field's payload, or (`packed` False) whole fields, one a number."""
+    """Consecutive data: one packed field's payload, or (`packed` None) whole fields, one a number."""
 
     begin: int
     end: int
-    packed: bool
+    packed: Field | None
 
 
 class External(NamedTuple):
@@ -103,11 +112,11 @@ def add_region(wire: Wire, regions: list[Region], field: Field) -> None:
     """Add an occurrence of a data field; neighbours that are not packed become one region."""
     last = regions[-1] if regions else None
     if field.wire == BYTES:
-        regions.append(Region(field.begin, field.end, True))
+        regions.append(Region(field.begin, field.end, field))
     elif last is not None and not last.packed and last.end == field.tag:
-        regions[-1] = Region(last.begin, field.end, False)
+        regions[-1] = Region(last.begin, field.end, None)
     else:
-        regions.append(Region(field.tag, field.end, False))
+        regions.append(Region(field.tag, field.end, None))
     if len(regions) > _MOST_REGIONS:
         raise wire.malformed(field.tag, "its data is torn into more than 1000 parts")
 
@@ -185,53 +194,46 @@ def from_array(stored: Stored, array: np.ndarray) -> bytes:
     return (nibbles[0::2] | nibbles[1::2] << 4).astype(np.uint8).tobytes()
 
 
-def region_edits(wire: Wire, stored: Stored, make: Callable[[], bytes]) -> list[tuple[Region, Callable[[], bytes]]]:
-    """For each region, what makes its new bytes. `make` gives the numbers as raw_data has them; it
-    is called now where the length depends on the numbers, else when the bytes are written."""
+def replaced(wire: Wire, stored: Stored, make: Callable[[], bytes]) -> tuple[list[Edit], list[Resize]]:
+    """What puts new numbers in a tensor's place inside the model file.
+
+    make: gives them as raw_data would hold them; called now where the length depends on them, else
+    when the bytes are written.
+    """
     if stored.coding == "varint":
-        return _varint_edits(wire, stored, make())
+        return [], _new_varints(wire, stored, make())
     edits, at = [], 0
     for region in stored.regions:
-        if region.packed:
+        if region.packed is not None:
             size = region.end - region.begin
-            edits.append((region, lambda at=at, size=size: make()[at : at + size]))
+            edits.append(Edit(region.begin, region.end, partial(_slice, make, at, size)))
         else:
-            fields = list(Wire(wire.source).fields(region.begin, region.end))
-            size = sum(field.end - field.begin for field in fields)
-            edits.append((region, lambda at=at, fields=fields: _refilled(wire, fields, make()[at:])))
+            for field in Wire(wire.source).fields(region.begin, region.end):
+                size = field.end - field.begin
+                edits.append(Edit(field.begin, field.end, partial(_slice, make, at, size)))
+                at += size
+            size = 0
         at += size
-    return edits
+    return edits, []
 
 
-def _refilled(wire: Wire, fields: list[Field], raw: bytes) -> bytes:
-    """Fields of fixed width, one a number, with new numbers."""
-    out, at = [], 0
-    for field in fields:
-        size = field.end - field.begin
-        out += [wire.source.read(field.tag, field.begin - field.tag), raw[at : at + size]]
-        at += size
-    return b"".join(out)
+def _slice(make: Callable[[], bytes], at: int, size: int) -> bytes:
+    return make()[at : at + size]
 
 
-def _varint_edits(wire: Wire, stored: Stored, raw: bytes) -> list[tuple[Region, Callable[[], bytes]]]:
-    name = DTYPES[stored.data_type]
-    signed = name in ("int8", "int16", "int32", "int64")
-    numbers = np.frombuffer(raw, f"<{'i' if signed else 'u'}{_width(stored.data_type)}")
-    values = numbers.astype(np.int64).view(np.uint64) if signed else numbers.astype(np.uint64)
-    edits: list[tuple[Region, Callable[[], bytes]]] = []
-    at = 0
+def _new_varints(wire: Wire, stored: Stored, raw: bytes) -> list[Resize]:
+    kind = "i" if DTYPES[stored.data_type] in ("int8", "int16", "int32", "int64") else "u"
+    numbers = np.frombuffer(raw, f"<{kind}{_width(stored.data_type)}")
+    values = numbers.astype(np.int64).view(np.uint64) if kind == "i" else numbers.astype(np.uint64)
+    changes, at = [], 0
     for region in stored.regions:
-        if region.packed:
-            old = np.frombuffer(_region_bytes(wire, region), np.uint8)
-            count = int(np.count_nonzero(old < 0x80))
-            new = pack_varints(values[at : at + count])
-        else:
-            fields = list(Wire(wire.source).fields(region.begin, region.end))
-            count = len(fields)
-            new = b"".join(
-                wire.source.read(field.tag, field.begin - field.tag) + pack_varints(values[at + i : at + i + 1])
-                for i, field in enumerate(fields)
-            )
-        edits.append((region, lambda new=new: new))
-        at += count
-    return edits
+        old = np.frombuffer(_region_bytes(wire, region), np.uint8)
+        part = values[at : at + int(np.count_nonzero(old < 0x80))]
+        at += part.size
+        if region.packed is not None:
+            changes.append(Resize(region.begin, region.end, pack_varints(part), (*stored.trail, region.packed)))
+            continue
+        fields = Wire(wire.source).fields(region.begin, region.end)
+        for field, value in zip(fields, part, strict=True):
+            changes.append(Resize(field.begin, field.end, encoded_varint(int(value)), stored.trail))
+    return changes

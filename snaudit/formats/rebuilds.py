@@ -40,9 +40,16 @@ class Storage:
 
 @dataclass(frozen=True, slots=True)
 class Unread:
-    """A tensor, or what holds one, that is not audited, and why."""
+    """A tensor, or what holds one, that is not audited, and why; its shape where that is known."""
 
     reason: str
+    shape: tuple[int, ...] | None = None
+    is_tensor: bool = True
+
+    @property
+    def missed(self) -> bool:
+        """Whether it may be a weight matrix all the same."""
+        return self.is_tensor and (self.shape is None or len(self.shape) > 1)
 
 
 class Rebuilder:
@@ -56,7 +63,7 @@ class Rebuilder:
         self.storages: dict[str, Storage] = {}
         self.views: list[View] = []
         self.calls: dict[str, Call] = {name: getattr(self, call) for name, call in CALLS.items()}
-        self.calls |= {name: partial(_unread, reason) for name, reason in UNREAD.items()}
+        self.calls |= {name: partial(_unread, *why) for name, why in UNREAD.items()}
 
     def fail(self, reason: str) -> Any:
         raise UnreadableModel(self.path, reason)
@@ -113,10 +120,10 @@ class Rebuilder:
         if not reason and dtype not in DTYPES:
             reason = SUB_BYTE if dtype.startswith(("float4", "int", "uint")) else f"its dtype is {dtype or 'untyped'}"
         if reason:
-            return Unread(reason)
+            return Unread(reason, shape)
         width = dtype_of(dtype).itemsize
         if self.big and not storage.dtype and width > 1:
-            return Unread("the byte order of an untyped storage in a big-endian file is ambiguous")
+            return Unread("the byte order of an untyped storage in a big-endian file is ambiguous", shape)
         scale = 1 if storage.dtype else width
         stop, whole = storage.stop // scale, storage.count // scale
         if storage.start % scale:
@@ -125,9 +132,9 @@ class Rebuilder:
         if view.size and view.stop > stop:
             self.fail(f"a tensor of shape {shape} reaches past the end of its storage {storage.key!r}")
         if view.size > max(whole, EXPANDED_LIMIT):
-            return Unread(f"it expands {whole} stored numbers to {view.size}")
+            return Unread(f"it expands {whole} stored numbers to {view.size}", shape)
         if metadata is not None and getattr(metadata, "entries", True):
-            return Unread("it is a lazily conjugated or negated view")
+            return Unread("it is a lazily conjugated or negated view", shape)
         self.views.append(view)
         return view
 
@@ -149,7 +156,7 @@ class Rebuilder:
             return Opaque(str(function) if type(function) is Global else "an object", [*arguments])
         value = self.calls[str(function)](inner)
         plain = type(kind) is Global and str(kind) in PLAIN_CLASSES
-        return value if plain or type(value) is not View else Unread(f"it is of the tensor subclass {kind}")
+        return value if plain or type(value) is not View else Unread(f"it is of the tensor subclass {kind}", value.shape)
 
     def size(self, arguments: tuple[Any, ...]) -> Any:
         """torch.Size, a tuple."""
@@ -160,8 +167,9 @@ class Rebuilder:
         if len(arguments) != 4 or type(arguments[1]) is not Global:
             self.fail("a tensor in the pickle has no dtype")
         data, dtype = arguments[0], arguments[1].name
-        return Unread(f"it is stored as {data.dtype} and loaded as {dtype}") if (
-            type(data) is View and data.dtype != dtype) else data
+        if type(data) is View and data.dtype != dtype:
+            return Unread(f"it is stored as {data.dtype} and loaded as {dtype}", data.shape)
+        return data
 
     def numpy_array(self, arguments: tuple[Any, ...]) -> Any:
         """A numpy array, whose bytes are in the pickle itself."""
@@ -172,11 +180,14 @@ class Rebuilder:
         return Opaque("inert", [*arguments])
 
 
-def _unread(reason: str, arguments: tuple[Any, ...]) -> Unread:
-    return Unread(reason)
+def _unread(reason: str, index: int, arguments: tuple[Any, ...]) -> Unread:
+    """An unread tensor whose shape is argument `index`, if that is one."""
+    shape = arguments[index] if len(arguments) > index else None
+    return Unread(reason, shape if is_layout(shape, shape) else None)
 
 
 NUMPY_ARRAY = "numpy.ndarray"
+INSIDE_PICKLE = "it is a numpy array inside the pickle"
 SUB_BYTE = "its elements are smaller than a byte"
 
 DTYPES = frozenset((
@@ -227,16 +238,16 @@ CALLS = {
 """Calls by the name of the Rebuilder's method that answers them."""
 
 UNREAD = {
-    "torch._utils._rebuild_qtensor": "it is quantized; its scale is not applied",
-    "torch._utils._rebuild_sparse_tensor": "it is sparse",
-    "torch._utils._rebuild_sparse_csr_tensor": "it is sparse",
-    "torch._utils._rebuild_nested_tensor": "it is a nested tensor",
-    "torch._utils._rebuild_meta_tensor_no_storage": "it is on the meta device and has no numbers",
-    "torch._utils._rebuild_wrapper_subclass": "it is a wrapper around other tensors",
-    "torch._utils._rebuild_device_tensor_from_numpy": "it is a numpy array inside the pickle",
-    "torch._utils._rebuild_xla_tensor": "it is a numpy array inside the pickle",
+    "torch._utils._rebuild_qtensor": ("it is quantized; its scale is not applied", 2),
+    "torch._utils._rebuild_sparse_tensor": ("it is sparse", 2),
+    "torch._utils._rebuild_sparse_csr_tensor": ("it is sparse", 2),
+    "torch._utils._rebuild_nested_tensor": ("it is a nested tensor", 4),
+    "torch._utils._rebuild_meta_tensor_no_storage": ("it is on the meta device and has no numbers", 1),
+    "torch._utils._rebuild_wrapper_subclass": ("it is a wrapper around other tensors", 2),
+    "torch._utils._rebuild_device_tensor_from_numpy": (INSIDE_PICKLE, 4),
+    "torch._utils._rebuild_xla_tensor": (INSIDE_PICKLE, 4),
 }
-"""Calls that make a tensor that is not audited, with the reason."""
+"""Calls that make a tensor that is not audited: the reason, and which argument is its shape."""
 
 
 def is_inert(name: str) -> bool:

@@ -59,10 +59,12 @@ def gather(view: View, read: Callable[[int, int], bytes]) -> np.ndarray:
     dtype = dtype_of(view.dtype)
     if not view.size:
         return np.zeros(view.shape, dtype)
-    flat = _decoded(read(view.offset * dtype.itemsize, (view.stop - view.offset) * dtype.itemsize), view)
-    if dtype == bool and flat.view(np.uint8).max() > 1:
+    raw = read(view.offset * dtype.itemsize, (view.stop - view.offset) * dtype.itemsize)
+    flat = np.frombuffer(raw, _unit(dtype))  # as_strided does not know ml_dtypes' types
+    values = np.ascontiguousarray(_window(flat, view, view.offset)).reshape(-1).view(dtype)
+    if dtype == bool and values.view(np.uint8).max() > 1:
         raise ValueError("a boolean is neither 0 nor 1")
-    return np.ascontiguousarray(_window(flat, view, view.offset)).reshape(view.shape)
+    return (_swapped(values) if view.big else values).reshape(view.shape)
 
 
 def scatter(view: View, values: np.ndarray, content: bytearray) -> None:
@@ -72,15 +74,14 @@ def scatter(view: View, values: np.ndarray, content: bytearray) -> None:
         raise ValueError(f"{values.dtype}{values.shape} for a tensor of {view.dtype}{view.shape}")
     if not view.size:
         return
-    unit = np.dtype(f"V{dtype.itemsize}")  # bytes as they are: a NaN keeps its payload
-    flat = np.frombuffer(content, unit, len(content) // dtype.itemsize)
-    raw = np.ascontiguousarray(values)
-    raw = _swapped(raw) if view.big else raw
-    _window(flat, view)[...] = raw.view(unit) if raw.ndim else raw.reshape(1).view(unit)[0]
+    flat = np.frombuffer(content, _unit(dtype), len(content) // dtype.itemsize)
+    raw = np.ascontiguousarray(values).reshape(-1)
+    raw = (_swapped(raw) if view.big else raw).view(_unit(dtype))
+    _window(flat, view)[...] = raw.reshape(view.shape)
 
 
-def clash(views: Iterable[View], length: int) -> tuple[View, View] | None:
-    """Two of the (different) views of one storage of `length` bytes that share an element, if any.
+def clash(views: Iterable[View]) -> tuple[View, View] | None:
+    """Two of the (different) views of one storage that share an element, if any.
 
     A view that reaches one element twice (an expanded one) clashes with itself. Exact, by marking
     each element once; the marks take a byte for each element.
@@ -117,9 +118,9 @@ def _window(flat: np.ndarray, view: View, start: int = 0) -> np.ndarray:
     return np.lib.stride_tricks.as_strided(flat[view.offset - start :], view.shape, strides)
 
 
-def _decoded(raw: bytes, view: View) -> np.ndarray:
-    flat = np.frombuffer(raw, dtype_of(view.dtype))
-    return _swapped(flat) if view.big else flat
+def _unit(dtype: np.dtype) -> np.dtype:
+    """Bytes of that width and no meaning: what is copied as such stays as it is, NaNs too."""
+    return np.dtype(f"V{dtype.itemsize}")
 
 
 def _swapped(array: np.ndarray) -> np.ndarray:

@@ -187,7 +187,9 @@ def _columns(
 
     def share(run: Run) -> str:
         part = sum(shares.get(layer.name, 0.0) for layer in run.members)
-        return f"{bar(part, 10 if wide else 6)} {part:4.0%}" if wide else bar(part, 6)
+        if not part:
+            return ""
+        return f"{bar(part, 10)} {part:4.0%}" if wide else bar(part, 6)
 
     cells = [
         _Cell(Column("layer", flexible=True), lambda run: _label(run, wrapper)),
@@ -203,7 +205,7 @@ def _columns(
     ]
     if wide:
         cells += [
-            _Cell(Column("grade"), lambda run: run.worst.norm.grade.name.lower()),
+            _Cell(Column("grade"), lambda run: run.worst.norm.grade.name.lower() if run.worst.norm.bounded else ""),
             _Cell(Column("method"), lambda run: run.worst.norm.method[:32], "dim"),
             _Cell(Column("stable rank", right=True), lambda run: _optional(run.worst.stable_rank)),
         ]

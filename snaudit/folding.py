@@ -1,0 +1,274 @@
+"""Constants of a graph: which values are computed from stored tensors alone, and their arrays.
+
+Only ops of a short list are followed (`folded_ops.OPS`), all pure. The arithmetic is ONNX's, in the stored
+dtype: `W * scale` in float16 is rounded to float16, as the runtime that folds it would. Sizes are
+known before anything is computed: a small file cannot ask for a large array.
+
+Where a value is found to be constant is remembered in its `meta`; graphs are not changed after they
+are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from snaudit.folded_ops import OPS, CannotFold, Op, Quiet, attribute_array
+from snaudit.model import Tensor
+
+_SMALL = 4096
+"""Elements up to which a computed array is remembered."""
+_MOST_STEPS = 1000
+"""Nodes that one constant may take (shared ones count each time)."""
+_LEAST_LIMIT = 1 << 28
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """A constant: its shape and dtype, how many nodes it takes, and the array where it is small."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    steps: int
+    array: np.ndarray | None = None
+
+    def stand_in(self) -> np.ndarray:
+        """The array, or zeros of its shape that take no memory."""
+        return np.broadcast_to(np.zeros((), self.dtype), self.shape) if self.array is None else self.array
+
+
+def is_constant(value: ir.Value) -> bool:
+    """Whether `evaluate` can compute the value: it is stored, or computed from stored tensors and
+    static shapes by ops of the list, each result within bounds. Loads no big tensor to find out."""
+    return _known(value) is not None
+
+
+def roots(value: ir.Value) -> tuple[Tensor, ...]:
+    """The stored tensors whose numbers a constant is computed from, each once, in the order of use.
+
+    A tensor of which only the shape is used is no root. Empty for a value that is not constant.
+    """
+    if not is_constant(value):
+        return ()
+    remembered = value.meta.get("roots")
+    if remembered is not None:
+        return remembered
+    found: dict[int, Tensor] = {}
+    for step in _order(value, {}):
+        for holder in (step, step.producer()):
+            tensor = None if holder is None else holder.meta.get("tensor")
+            if isinstance(tensor, Tensor):
+                found[id(tensor)] = tensor
+                break
+    result = tuple(found.values())
+    if len(result) <= 16:
+        value.meta["roots"] = result
+    return result
+
+
+def evaluate(
+    value: ir.Value,
+    replaced: Mapping[str, np.ndarray] | None = None,
+    limit_bytes: int | None = None,
+) -> np.ndarray:
+    """The array of a constant, where tensors named in `replaced` hold other numbers than stored.
+
+    limit_bytes: of any one intermediate array; by default 256 MB, or twice what the stored tensors
+    take, where that is more. Raises ValueError for a value that is not constant or over the limit,
+    a ModelError where stored bytes cannot be read. The array may be a read-only view.
+    """
+    known = _known(value)
+    if known is None:
+        raise ValueError(f"{value.name} is no constant")
+    if not replaced and known.array is not None:
+        return known.array
+    if limit_bytes is None:
+        limit_bytes = _limit(roots(value))
+    arrays: dict[ir.Value, np.ndarray] = {}
+    order = list(_order(value, arrays if replaced else None))
+    uses: dict[ir.Value, int] = {value: 1}
+    for step in order:
+        for read in _reads(step):
+            uses[read] = uses.get(read, 0) + 1
+    for step in order:
+        try:
+            arrays[step] = _one(step, arrays, replaced or {}, limit_bytes)
+        except CannotFold as error:
+            raise ValueError(f"{value.name}: {error}") from error
+        for read in _reads(step):
+            uses[read] -= 1
+            if not uses[read]:
+                del arrays[read]
+    return arrays[value]
+
+
+def _limit(tensors: tuple[Tensor, ...]) -> int:
+    return max(_LEAST_LIMIT, 2 * sum(tensor.size * 8 for tensor in tensors))
+
+
+def _one(
+    value: ir.Value, arrays: Mapping[ir.Value, np.ndarray], replaced: Mapping[str, np.ndarray], limit: int
+) -> np.ndarray:
+    """The array of one value, given those of what it reads."""
+    tensor = value.meta.get("tensor")
+    if isinstance(tensor, Tensor):
+        return np.asarray(replaced[tensor.name]) if tensor.name in replaced else tensor.load()
+    if not replaced and (known := _known(value)) is not None and known.array is not None:
+        return known.array
+    node = value.producer()
+    if node is None:
+        return value.const_value.numpy()  # type: ignore[union-attr]
+    held = node.meta.get("tensor")
+    fill = None
+    if isinstance(held, Tensor):
+        fill = np.asarray(replaced[held.name]) if held.name in replaced else held.load()
+    inputs = [None if read is None else arrays.get(read) for read in node.inputs]
+    return _apply(node, value, inputs, limit, fill)
+
+
+def _apply(
+    node: ir.Node, value: ir.Value, inputs: list[np.ndarray | None], limit: int, fill: np.ndarray | None
+) -> np.ndarray:
+    with Quiet():
+        result = OPS[node.op_type].compute(node, inputs, limit, fill)
+    index = value.index() or 0
+    if isinstance(result, list):
+        if index >= len(result):
+            raise CannotFold("an output that is not computed")
+        return result[index]
+    if index:
+        raise CannotFold("an output that is not computed")
+    return result
+
+
+def _known(value: ir.Value) -> _Known | None:
+    """What is known of a constant, None for a value that is none; remembered."""
+    stack = [value]
+    while stack:
+        top = stack[-1]
+        if "constant" in top.meta:
+            stack.pop()
+            continue
+        waiting = [read for read in _reads(top) if "constant" not in read.meta]
+        if waiting and not any(read.meta.get("constant", 0) is None for read in _reads(top)):
+            stack.append(waiting[0])
+            continue
+        top.meta["constant"] = _judge(top)
+        stack.pop()
+    return value.meta["constant"]
+
+
+def _judge(value: ir.Value) -> _Known | None:
+    """`_known` of a value all of whose inputs are judged, or one of which is found not constant."""
+    tensor = value.meta.get("tensor")
+    if isinstance(tensor, Tensor):
+        return _Known(tensor.shape, _dtype(tensor), 1)
+    node = value.producer()
+    if node is None:
+        return _held(value)
+    op = _op(node)
+    if op is None:
+        return None
+    reads = _reads(value)
+    known = {read: read.meta.get("constant") for read in reads}
+    if any(item is None for item in known.values()):
+        return None
+    steps = 1 + sum(item.steps for item in known.values())
+    if steps > _MOST_STEPS:
+        return None
+    try:
+        return _dry_run(node, value, op, known, steps)
+    except (CannotFold, ValueError, IndexError, TypeError, KeyError, OverflowError, ArithmeticError):
+        return None
+
+
+def _dry_run(
+    node: ir.Node, value: ir.Value, op: Op, known: Mapping[ir.Value, _Known], steps: int
+) -> _Known:
+    """Compute a value from stand-ins; from its real inputs where it is small or they decide shapes."""
+    all_roots_small = all(item.array is not None or _size(item.shape) <= _SMALL for item in known.values())
+    limit = max(_LEAST_LIMIT, 4 * sum(_size(item.shape) * 8 for item in known.values()))
+    inputs: list[np.ndarray | None] = []
+    for index, read in enumerate(node.inputs):
+        if read is None or read not in known:
+            inputs.append(None)
+        elif all_roots_small or index in op.exact(node):
+            inputs.append(evaluate(read))
+        else:
+            inputs.append(known[read].stand_in())
+    held = node.meta.get("tensor")
+    fill = held.load() if isinstance(held, Tensor) else None
+    if not all_roots_small and op.elementwise:
+        shape = np.broadcast_shapes(*(array.shape for array in inputs if array is not None))
+        if _size(shape) * 8 > limit:
+            raise CannotFold("too large")
+        ones = [None if array is None else array[(slice(0, 1),) * array.ndim] for array in inputs]
+        result = np.broadcast_to(_apply(node, value, ones, limit, fill).ravel()[:1].reshape(()), shape)
+    else:
+        result = _apply(node, value, inputs, limit, fill)
+    small = all_roots_small and result.size <= _SMALL
+    return _Known(result.shape, result.dtype, steps, np.ascontiguousarray(result).reshape(result.shape) if small else None)
+
+
+def _held(value: ir.Value) -> _Known | None:
+    """An initializer without a Tensor: what onnx_ir itself holds, if it does."""
+    held = value.const_value
+    if held is None or isinstance(held, ir.ExternalTensor) or held.dtype == ir.DataType.STRING:
+        return None
+    if not value.is_initializer() or value.is_graph_input():
+        return None
+    array = held.numpy()
+    return _Known(array.shape, array.dtype, 1, array)
+
+
+def _op(node: ir.Node) -> Op | None:
+    if node.domain not in ("", "ai.onnx") or any(a.is_ref() for a in node.attributes.values()):
+        return None
+    return OPS.get(node.op_type)
+
+
+def _reads(value: ir.Value) -> tuple[ir.Value, ...]:
+    """The values that a value's array is computed from; none for a stored one."""
+    node = value.producer()
+    if node is None or isinstance(value.meta.get("tensor"), Tensor):
+        return ()
+    op = _op(node)
+    if op is None or op.shape_only:
+        return ()
+    return tuple(read for read in node.inputs if read is not None)
+
+
+def _order(value: ir.Value, full: Mapping[Any, Any] | None) -> Iterator[ir.Value]:
+    """The values to compute, each once, what it reads before it; with `full`, past remembered ones."""
+    done: set[ir.Value] = set()
+    stack = [(value, False)]
+    while stack:
+        top, ready = stack.pop()
+        if top in done:
+            continue
+        if ready:
+            done.add(top)
+            yield top
+            continue
+        stack.append((top, True))
+        known = top.meta.get("constant")
+        if full is None and known is not None and known.array is not None:
+            continue
+        stack += [(read, False) for read in reversed(_reads(top)) if read not in done]
+
+
+def _dtype(tensor: Tensor) -> np.dtype:
+    import ml_dtypes
+
+    return np.dtype(getattr(ml_dtypes, tensor.dtype, tensor.dtype))
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    size = 1
+    for extent in shape:
+        size *= extent
+    return size

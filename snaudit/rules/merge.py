@@ -1,0 +1,155 @@
+"""Where branches meet: sums, products with constants, maxima, choices, concatenation; all broadcast.
+
+How branches combine, and what disjoint sources gain, is `joint`'s. What broadcasting copies is
+`broadcasting`'s: x copied m times costs √m (l2), m (l1), 1 (linf).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from snaudit import joint
+from snaudit.bound import at_most, scaled, up
+from snaudit.broadcasting import Dim, Spread, dims, spread
+from snaudit.gains import copies, diagonal, outward
+from snaudit.rules.interface import Row, Step, Unbounded, Value, through
+
+
+def _dims(step: Step, index: int) -> tuple[Dim, ...] | None:
+    known = dims(step.node.inputs[index])
+    if known is not None and all(isinstance(d, int) for d in known):
+        return known
+    constant = step.constant(index)
+    return known if constant is None else constant.shape
+
+
+def _spread(step: Step, index: int) -> Spread:
+    """How input `index` is copied; the other shapes, or failing that the result's, tell."""
+    others = [_dims(step, i) for i in range(len(step.inputs)) if i != index and step.has(i)]
+    found = spread(_dims(step, index), others)
+    if found.count is None or found.meets:
+        result = spread(_dims(step, index), [dims(step.node.outputs[0])])
+        found = result if result.count is not None and not result.meets else found
+    if found.count is None and step.norm != "linf":
+        raise Unbounded(
+            f"whether {step.node.op_type} copies its input {index} by broadcasting is not known",
+            "give the inputs fixed sizes, or export the model with shapes",
+            "unknown-shape",
+        )
+    return found
+
+
+def _copied(step: Step, index: int) -> Value:
+    """Input `index` broadcast to the result's shape."""
+    found = _spread(step, index)
+    value = through(step.inputs[index], copies(found.count or 1, step.norm))
+    return Value(value.lip, value.sources, assumes=_assumed(step, found))
+
+
+def _assumed(step: Step, found: Spread) -> tuple[str, ...]:
+    if step.norm == "linf":
+        return ()
+    return tuple(f"{step.where}: the dynamic sizes {pair} are equal at run time (nothing is broadcast)"
+                 for pair in found.meets)  # fmt: skip
+
+
+def _with_assumptions(value: Value, parts: Iterable[Value]) -> tuple[Value, ...]:
+    sentences = dict.fromkeys(sentence for part in parts for sentence in part.assumes)
+    return (Value(value.lip, value.sources, assumes=tuple(sentences)),)
+
+
+def added(step: Step) -> tuple[Value, ...]:
+    """The sum of the branches' (√ΣL² in l2, max in l1 for disjoint sources); constants drop out."""
+    parts = [_copied(step, i) for i in step.varying]
+    return _with_assumptions(joint.add(parts, step.norm), parts)
+
+
+def mean(step: Step) -> tuple[Value, ...]:
+    """1/k times the sum of k branches', constants counted in k."""
+    (value,) = added(step)
+    return (Value(scaled(value.lip, up(1.0 / len(step.inputs))), value.sources, assumes=value.assumes),)
+
+
+def picked(step: Step) -> tuple[Value, ...]:
+    """Maximum, minimum or choice by a constant condition: the branches stacked; constants drop out.
+
+    |max(a, b) − max(a', b')| ≤ max(|a − a'|, |b − b'|) entry by entry, hence ≤ ‖(a − a', b − b')‖.
+    Where only selects one of the two.
+    """
+    if step.node.op_type == "Where" and 0 in step.varying:
+        raise Unbounded("a condition that depends on the network's input switches", "use Max, Min or Clip", "step")
+    parts = [_copied(step, i) for i in step.varying]
+    return _with_assumptions(joint.stack(parts, step.norm), parts)
+
+
+def multiplied(step: Step) -> tuple[Value, ...]:
+    """The diagonal map's norm times the varying factor's: max|c|, or c's norm over what it copies.
+
+    The other factor must be a constant of the model: a product of two varying values has no
+    constant without their ranges.
+    """
+    if len(step.varying) != 1:
+        raise Unbounded(
+            "Mul multiplies two values that both depend on the network's input: its slope grows with either",
+            "bound both factors (state an input range, put Sigmoid, Tanh or Clip before), or make one a constant",
+            "product",
+        )
+    (index,) = step.varying
+    return _scaled_by(step, index, _known(step, 1 - index))
+
+
+def divided(step: Step) -> tuple[Value, ...]:
+    """As Mul, by 1/c. Division by a varying value, or by a constant with a zero, has no constant."""
+    if 1 in step.varying:
+        raise Unbounded(
+            "Div by a value that depends on the network's input: its slope grows without limit near zero",
+            "keep the divisor away from zero by a stated range, or divide by a constant",
+            "needs-range",
+        )
+    divisor = _known(step, 1)
+    if (divisor == 0).any():
+        raise Unbounded("Div by a constant that holds a zero", "repair the constant", "bad-constant")
+    with np.errstate(all="ignore"):
+        return _scaled_by(step, 0, 1.0 / divisor)
+
+
+def _known(step: Step, index: int) -> np.ndarray:
+    constant = step.constant(index)
+    if constant is None:
+        raise Unbounded(
+            f"{step.node.op_type} by a constant whose value is not known (it depends on shapes or on integer inputs)",
+            "store it as a constant of the model",
+            "unknown-constant",
+        )
+    return constant.astype(np.float64)
+
+
+def _scaled_by(step: Step, index: int, factors: np.ndarray) -> tuple[Value, ...]:
+    if not np.isfinite(factors).all():
+        raise Unbounded(f"{step.node.op_type} by a constant that is not finite", "repair it", "bad-constant")
+    found = _spread(step, index)
+    axes = tuple(axis for axis in found.axes if -axis <= factors.ndim)
+    gain = diagonal(factors, axes, step.norm)
+    value = through(step.inputs[index], at_most(outward(gain.upper, 1), gain.method))
+    return (Value(value.lip, value.sources, assumes=_assumed(step, found)),)
+
+
+def concatenated(step: Step) -> tuple[Value, ...]:
+    """The parts stacked: √ΣL² (l2), ΣL (l1), max L (linf); max L for parts of disjoint sources."""
+    return (joint.stack((step.inputs[i] for i in step.varying), step.norm),)
+
+
+_BROADCAST = "times the copies of broadcasting"
+
+ROWS: tuple[Row, ...] = (
+    *(Row(op, added, "ΣL", "triangle inequality", _BROADCAST) for op in ("Add", "Sub", "Sum")),
+    Row("Mean", mean, "ΣL/k", "triangle inequality", _BROADCAST),
+    *(Row(op, picked, "√ΣL² (l1: ΣL, linf: max)", "each entry is one of the entries", _BROADCAST)
+      for op in ("Max", "Min")),
+    Row("Where", picked, "√ΣL² (l1: ΣL, linf: max)", "each entry is one of the entries", "constant condition"),
+    Row("Mul", multiplied, "max|c|", "diagonal map", "one constant factor"),
+    Row("Div", divided, "1/min|c|", "diagonal map", "constant divisor"),
+    Row("Concat", concatenated, "√ΣL² (l1: ΣL, linf: max)", "stacking"),
+)  # fmt: skip

@@ -1,0 +1,122 @@
+"""Runs many command lines of snaudit, each in a process of its own, under limits.
+
+`Forker` starts one worker that imports everything once; for each command line it forks a child,
+which gets a limit on its address space, its own stdout and stderr, and a deadline. So a crash, a
+hang or a leak stays in its child, and six hundred runs take seconds.
+`python tests/forked.py` is that worker; it is not meant to be called by hand.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ADDRESS_SPACE = 2_500_000_000
+SECONDS = 20.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: the exit status (-N: killed by signal N), its output, time and peak memory."""
+
+    code: int
+    out: bytes
+    err: bytes
+    seconds: float
+    peak: int
+    """Growth of the resident set over the worker's own, in bytes."""
+
+
+class Forker:
+    """Context manager; `run(*arguments)` → Outcome."""
+
+    def __enter__(self) -> Forker:
+        env = os.environ | {"PYTHONWARNINGS": "error", "PYTHONIOENCODING": "utf-8"}
+        self._worker = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env,
+                                        cwd=Path(__file__).parent.parent)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._worker.communicate()
+
+    def run(self, *arguments: str | os.PathLike[str]) -> Outcome:
+        line = json.dumps([os.fspath(a) for a in arguments])
+        assert self._worker.stdin is not None and self._worker.stdout is not None
+        self._worker.stdin.write(line.encode() + b"\n")
+        self._worker.stdin.flush()
+        answer = json.loads(self._worker.stdout.readline())
+        return Outcome(answer[0], answer[1].encode("latin-1"), answer[2].encode("latin-1"), answer[3], answer[4])
+
+
+def _import_all() -> None:
+    import importlib
+    import pkgutil
+
+    import snaudit
+
+    for module in pkgutil.walk_packages(snaudit.__path__, "snaudit."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+    for heavy in ("onnx", "onnx_ir", "ml_dtypes", "rich.table"):
+        importlib.import_module(heavy)
+
+
+def _child(arguments: list[str], out: int, err: int) -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(out, 1)
+    os.dup2(err, 2)
+    from snaudit.cli import main
+
+    code = 70
+    try:
+        code = main(arguments)
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else 71
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _serve() -> None:
+    _import_all()
+    answers = os.fdopen(os.dup(1), "w")
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for line in sys.stdin:
+        arguments = json.loads(line)
+        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+            started = time.monotonic()
+            child = os.fork()
+            if child == 0:
+                _child(arguments, out.fileno(), err.fileno())
+            while (ended := os.wait4(child, os.WNOHANG))[0] == 0:
+                if time.monotonic() - started > SECONDS:
+                    os.kill(child, signal.SIGKILL)
+                time.sleep(0.001)
+            seconds = time.monotonic() - started
+            texts = []
+            for file in (out, err):
+                file.seek(0)
+                texts.append(file.read().decode("latin-1"))
+            peak = max(0, ended[2].ru_maxrss - own) * 1024
+            answers.write(json.dumps([os.waitstatus_to_exitcode(ended[1]), *texts, seconds, peak]) + "\n")
+            answers.flush()
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parent.parent))
+    _serve()

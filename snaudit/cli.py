@@ -331,6 +331,9 @@ def _parse_and_call(args: list[str]) -> int:
         raise UsageError(_usage_of(error)) from error
     except SystemExit:  # how the parser leaves when the reader of its help went away
         code = 0
+    except OSError as error:  # a command's own errors end in its `_run`: this is help that did not arrive
+        sink.give_up_stdout(error)
+        code = 0
     sink.settle()
     return code if isinstance(code, int) else 0
 
@@ -373,7 +376,7 @@ def _explained(error: BaseException) -> tuple[str, str, int]:
         return kind, str(error), error.exit_code
     if isinstance(error, (sink.Interrupted, KeyboardInterrupt)):
         signum = getattr(error, "signum", 2)
-        return "interrupted", f"interrupted ({error or 'SIGINT'}); nothing was written", 128 + signum
+        return "interrupted", f"interrupted ({str(error) or 'SIGINT'})", 128 + signum
     if isinstance(error, MemoryError):
         return "out-of-memory", "not enough memory for this model", 2
     what = str(error) if isinstance(error, SoundnessError) else f"{type(error).__name__}: {error}"

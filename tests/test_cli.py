@@ -104,7 +104,6 @@ def test_help_is_quick() -> None:
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        ((), "missing command"),
         (("frob",), "no such command 'frob'"),
         (("inspect",), "missing argument 'MODEL'"),
         (("inspect", "m", "--norm", "l3"), "'--norm'"),
@@ -130,6 +129,10 @@ def test_a_usage_error_is_one_line(
         assert out == ""
     assert code == 2
     assert err.startswith("snaudit: ") and err.count("\n") == 1 and said in err and err[:-1].isprintable()
+
+
+def test_no_command_is_no_success(capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(capfd) == (2, "", "snaudit: missing command; see `snaudit --help`\n")
 
 
 def test_version_and_help(capfd: pytest.CaptureFixture[str]) -> None:

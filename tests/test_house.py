@@ -26,7 +26,8 @@ LEVELS = (
     ("forms", "formats", "sigma", "rules"),
     ("findings", "folding"),
     ("sigma.interface", "rules.interface", "formats.interface", "formats.source"),
-    ("model", "linear", "rounding", "names", "numerals"),
+    ("symbol",),
+    ("model", "linear", "arrays", "rounding", "names", "numerals"),
     ("bound",),
     ("errors", "version"),
 )

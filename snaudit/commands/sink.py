@@ -97,9 +97,7 @@ def emit(text: str) -> None:
         sys.stdout.buffer.write(text.encode(encoding, "backslashreplace"))
         sys.stdout.buffer.flush()
     except OSError as error:
-        _abandon_stdout()
-        if error.errno != errno.EPIPE:
-            raise WriteError(f"stdout: {error.strerror or error}") from error
+        give_up_stdout(error)
 
 
 def settle() -> None:
@@ -108,7 +106,8 @@ def settle() -> None:
         emit("")
 
 
-def _abandon_stdout() -> None:
+def give_up_stdout(error: OSError) -> None:
+    """Take a failed write to stdout as final: silence if its reader went away, else WriteError."""
     # what the failed stream still buffers would fail again at exit, and change the exit status
     with contextlib.suppress(OSError, ValueError):
         devnull = os.open(os.devnull, os.O_WRONLY)
@@ -116,6 +115,8 @@ def _abandon_stdout() -> None:
         os.close(devnull)
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
+    if error.errno != errno.EPIPE:
+        raise WriteError(f"stdout: {error.strerror or error}") from error
 
 
 def tell(text: str) -> None:

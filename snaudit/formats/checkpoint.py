@@ -18,6 +18,7 @@ from snaudit.formats.pickles import Opaque, Pairs
 from snaudit.formats.rebuilds import INSIDE_PICKLE, NUMPY_ARRAY, Storage, Unread
 from snaudit.formats.views import View
 from snaudit.model import LeftOut
+from snaudit.names import printable
 
 _MAX_DEPTH, _MAX_STEPS, _KEYS_SHOWN = 64, 5_000_000, 12
 REMEDY = "save a state dict instead: torch.save(model.state_dict(), PATH)"
@@ -167,7 +168,7 @@ def choose(path: Path, leaves: Sequence[Leaf], key: str | None, foreign: Sequenc
     """
     if not leaves:
         if foreign:
-            raise RefusedModel(path, f"it holds no tensors, but an object of {foreign[0]}; {REMEDY}")
+            raise RefusedModel(path, f"it holds no tensors, but an object of {printable(foreign[0], 120)}; {REMEDY}")
         raise EmptyModel(path, "it holds no tensors")
     choice = Choice()
     if key is not None:
@@ -179,9 +180,9 @@ def choose(path: Path, leaves: Sequence[Leaf], key: str | None, foreign: Sequenc
     for leaf in taken:
         if type(leaf.value) is Foreign:
             where = repr(".".join(leaf.path)) if leaf.path else "the whole file"
-            raise RefusedModel(path, f"{where} can only be built by {leaf.value.callee}; {REMEDY}")
+            raise RefusedModel(path, f"{where} can only be built by {printable(leaf.value.callee, 120)}; {REMEDY}")
     if not taken and (built := next((x.value.callee for x in leaves if type(x.value) is Foreign), None)):
-        raise RefusedModel(path, f"its weights can only be built by {built}; {REMEDY}")
+        raise RefusedModel(path, f"its weights can only be built by {printable(built, 120)}; {REMEDY}")
     if key is None:
         taken = _without_averaged_copy(choice, taken, len(prefix))
     for leaf in taken:
@@ -301,7 +302,7 @@ def _leave_out(choice: Choice, leaves: Sequence[Leaf], reason: str) -> None:
         single = len(group) == 1
         callee = next((leaf.value.callee for leaf in group if type(leaf.value) is Foreign), None)
         what = f"{reason}: {count} tensor{'s' * (count != 1)}, {numbers} numbers"
-        what += f", inside an object of {callee}" if callee else ""
+        what += f", inside an object of {printable(callee, 120)}" if callee else ""
         choice.left_out.append(LeftOut(".".join(group[0].path) if single else name, what))
 
 

@@ -25,6 +25,7 @@ from snaudit.formats.source import Source
 from snaudit.formats.storage import Edit, writer
 from snaudit.formats.views import View, clash, gather, scatter
 from snaudit.model import LeftOut, Model, Tensor
+from snaudit.names import printable
 
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 _UNCHECKED = "the archive has no checksums (all CRCs are zero): damage would not be seen"
@@ -51,7 +52,7 @@ def _model(source: Source, format_name: str, opened: _Opened, choice: Choice) ->
                for name, view in choice.tensors.items()}
     notes = (*choice.notes, *opened.notes)
     if opened.foreign:
-        shown = ", ".join(opened.foreign[:5]) + (f" (and {len(opened.foreign) - 5} more)" if opened.foreign[5:] else "")
+        shown = ", ".join(printable(name, 120) for name in opened.foreign[:5]) + (f" (and {len(opened.foreign) - 5} more)" if opened.foreign[5:] else "")
         notes += (f"foreign globals beside the tensors were neither imported nor called, other loaders might: {shown}",)
     source.check_unchanged()
     return Model(source.path, format_name, tensors, None, (*choice.left_out, *opened.left_out), notes, (source.record(),))

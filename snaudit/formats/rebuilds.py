@@ -15,6 +15,7 @@ from snaudit.errors import UnreadableModel
 from snaudit.formats.pickles import Call, Global, Opaque
 from snaudit.formats.storage import dtype_of
 from snaudit.formats.views import EXPANDED_LIMIT, View, is_index, is_layout
+from snaudit.names import printable
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,7 @@ class Rebuilder:
             self.fail("the pickle names a storage in no known way")
         dtype, reason = STORAGES.get(kind.name, "?"), ""
         if dtype == "?" or kind.module.partition(".")[0] != "torch":
-            reason = SUB_BYTE if kind.name in SUB_BYTE_STORAGES else f"its storage is a {kind}"
+            reason = SUB_BYTE if kind.name in SUB_BYTE_STORAGES else f"its storage is a {printable(str(kind), 120)}"
             dtype = ""
         key = self.prefix + key
         told = Storage(key, dtype, count, 0, count, reason)
@@ -118,7 +119,7 @@ class Rebuilder:
         elif storage.dtype and dtype != storage.dtype:
             self.fail(f"a tensor in storage {storage.key!r} has another dtype than its storage")
         if not reason and dtype not in DTYPES:
-            reason = SUB_BYTE if dtype.startswith(("float4", "int", "uint")) else f"its dtype is {dtype or 'untyped'}"
+            reason = SUB_BYTE if dtype.startswith(("float4", "int", "uint")) else f"its dtype is {printable(dtype, 60) or 'untyped'}"
         if reason:
             return Unread(reason, shape)
         width = dtype_of(dtype).itemsize
@@ -156,7 +157,7 @@ class Rebuilder:
             return Opaque(str(function) if type(function) is Global else "an object", [*arguments])
         value = self.calls[str(function)](inner)
         plain = type(kind) is Global and str(kind) in PLAIN_CLASSES
-        return value if plain or type(value) is not View else Unread(f"it is of the tensor subclass {kind}", value.shape)
+        return value if plain or type(value) is not View else Unread(f"it is of the tensor subclass {printable(str(kind), 120)}", value.shape)
 
     def size(self, arguments: tuple[Any, ...]) -> Any:
         """torch.Size, a tuple."""
@@ -168,7 +169,7 @@ class Rebuilder:
             self.fail("a tensor in the pickle has no dtype")
         data, dtype = arguments[0], arguments[1].name
         if type(data) is View and data.dtype != dtype:
-            return Unread(f"it is stored as {data.dtype} and loaded as {dtype}", data.shape)
+            return Unread(f"it is stored as {data.dtype} and loaded as {printable(dtype, 60)}", data.shape)
         return data
 
     def numpy_array(self, arguments: tuple[Any, ...]) -> Any:

@@ -37,7 +37,7 @@ def measure(map: AnyMap, norm: Norm = "l2", options: Options = Options()) -> Bou
     """
     arrays_on(options.device)
     arrays = _arrays(map)
-    method, _ = choose(map, norm, options)
+    choose(map, norm, options)
     if any(array.size == 0 for array in arrays):
         return exactly(0.0, "empty")
     with np.errstate(all="ignore"):  # infinities, underflow: accounted for
@@ -54,7 +54,7 @@ def measure(map: AnyMap, norm: Norm = "l2", options: Options = Options()) -> Bou
 
 def choose(map: AnyMap, norm: Norm = "l2", options: Options = Options()) -> tuple[Method, str]:  # noqa: B008
     """(the method that `measure` takes for the map, why). Raises UsageError for an unknown name."""
-    name = options.method
+    name, map = options.method, _without_taps(map, norm)
     named = {method.name: method for method in METHODS}
     if name != "auto" and name not in named:
         raise UsageError(f"unknown method {name!r}: auto, {', '.join(named)}")
@@ -72,7 +72,7 @@ def _without_taps(map: AnyMap, norm: Norm) -> AnyMap:
     if norm != "l2" or not isinstance(map, Convolution):
         return map
     kernels = map.polyphase()
-    if math.prod(kernels.shape[3:]) > 1:
+    if math.prod(kernels.shape[3:]) != 1:
         return map
     return BlockDiagonal(kernels.reshape(kernels.shape[:3]))
 

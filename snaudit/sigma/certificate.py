@@ -168,28 +168,21 @@ def _low_rank(map: LowRank, device: Arrays, seed: int) -> Bound:
         return exactly(0.0, "exact")
     q, r = np.linalg.qr(right.T)
     core = left @ r.T
-    low, high, vector = _enclose(core[None], device, seed)
+    _, high, vector = _enclose(core[None], device, seed)
     norms = [frobenius_up(x) for x in (left, right, q, r)]
     inner, middle = right.shape[0], r.shape[0]
     residual = frobenius_up(right.T - q @ r) + gamma(middle + 2) * SAFE * (norms[2] * norms[3] + norms[1])
     skew = frobenius_up(q.T @ q - np.eye(middle)) + gamma(q.shape[0] + 2) * SAFE * (norms[2] ** 2 + middle)
     core_up = sum_up((high, up(SAFE * gamma(inner) * norms[0] * norms[3])))
     upper = sum_up((times_up(core_up, root_up(up(1.0 + skew))), up(SAFE * norms[0] * residual), TINY))
-    lower = _low_rank_lower(left, right, q, r, vector, norms)
-    del low
+    short = left.shape[0] < middle  # then the vector belongs to the core's rows
+    lower = _low_rank_lower(left, right, q @ (core.T @ vector if short else vector), norms[0] * norms[1])
     return _bound(*unscale(lower, upper, sum(exponents)))
 
 
-def _low_rank_lower(left, right, q, r, vector, norms) -> float:  # noqa: ANN001
-    """‖B(Av)‖/‖v‖ from below: z = fl(Av) and y = fl(Bz) have ‖y − BAv‖ ≤ γ_r‖B‖‖z‖ + γ_c‖B‖‖A‖‖v‖."""
-    if vector.size == r.shape[0] and left.shape[0] >= r.shape[0]:
-        weights = vector
-    else:  # the vector belongs to the shorter side of the core, its rows
-        weights = (left @ r.T).T @ vector
-    v = q @ weights
-    v = v / max(np.linalg.norm(v), TINY)
-    z = right @ v
-    below, _ = norm_enclosed(left @ z)
-    lost = gamma(z.size) * norms[0] * norm_enclosed(z)[1]
-    lost += gamma(v.size) * norms[0] * norms[1] * norm_enclosed(v)[1]
-    return max(0.0, (below - SAFE * lost - TINY) / norm_enclosed(v)[1] * (1.0 - 4 * U))
+def _low_rank_lower(left: np.ndarray, right: np.ndarray, v: np.ndarray, sizes: float) -> float:
+    """‖B(Av)‖/‖v‖ from below: z = fl(Av) and y = fl(Bz) have ‖y − BAv‖ ≤ (γ_r + γ_c)·1.01·‖B‖‖A‖‖v‖."""
+    v = v / max(float(np.linalg.norm(v)), TINY)
+    below, above = norm_enclosed(left @ (right @ v))[0], norm_enclosed(v)[1]
+    lost = SAFE * SAFE * gamma(left.shape[1] + right.shape[1]) * sizes * above + TINY
+    return max(0.0, (below - lost) / above * (1.0 - 4 * U))

@@ -13,117 +13,20 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from snaudit.commands import options as opt
 from snaudit.commands import sink
 from snaudit.errors import SnauditError, SoundnessError, UsageError
 from snaudit.version import VERSION
 
 INTERNAL_ERROR = 4
 _DEBUG = "SNAUDIT_DEBUG"
+_PARSER_ERROR = typer.BadParameter.__mro__[2]  # ClickException, which newer Typers keep to themselves
 
-
-class Norm(StrEnum):
-    l2 = "l2"
-    linf = "linf"
-    l1 = "l1"
-
-
-class Method(StrEnum):
-    auto = "auto"
-    svd = "svd"
-    certificate = "certificate"
-    power = "power"
-
-
-class Device(StrEnum):
-    cpu = "cpu"
-    cuda = "cuda"
-    auto = "auto"
-
-
-class Order(StrEnum):
-    sigma = "sigma"
-    order = "order"
-
-
-class Format(StrEnum):
-    table = "table"
-    json = "json"
-    csv = "csv"
-
-
-class OutcomeFormat(StrEnum):
-    table = "table"
-    json = "json"
-
-
-class Measure(StrEnum):
-    operator = "operator"
-    matrix = "matrix"
-
-
-class Accept(StrEnum):
-    computed = "computed"
-    estimated = "estimated"
-    assumed = "assumed"
-
-
-class Undecided(StrEnum):
-    fail = "fail"
-    warn = "warn"
-
-
-_MEASURING, _SHOWING, _LIMITS, _WRITING = "Measuring", "Output", "Limits", "Writing"
-
-ModelArgument = Annotated[
-    Path, typer.Argument(metavar="MODEL", show_default=False, help="A model file, or a folder that holds one.")
-]
-KeyOption = Annotated[
-    str | None,
-    typer.Option("--key", metavar="KEY", help="Entry of a nested checkpoint to audit.", rich_help_panel=_MEASURING),
-]
-NormOption = Annotated[
-    Norm, typer.Option("--norm", help="Norm of the layers' and the network's bounds.", rich_help_panel=_MEASURING)
-]
-MethodOption = Annotated[
-    Method,
-    typer.Option("--method", help="How to enclose a norm; auto picks the best that fits.",
-                 rich_help_panel=_MEASURING),
-]  # fmt: skip
-IterationsOption = Annotated[
-    int, typer.Option("--iterations", min=1, help="Steps of the power-iteration estimate.", rich_help_panel=_MEASURING)
-]
-SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of all random starts.", rich_help_panel=_MEASURING)]
-DeviceOption = Annotated[
-    Device, typer.Option("--device", help="Where to compute; cuda needs torch.", rich_help_panel=_MEASURING)
-]
-LayersOption = Annotated[
-    list[str] | None,
-    typer.Option("--layers", metavar="PATTERN", show_default=False, rich_help_panel=_MEASURING,
-                 help="Only layers whose name matches (*, ?, or a dotted part); repeatable."),
-]  # fmt: skip
-SkipOption = Annotated[
-    list[str] | None,
-    typer.Option("--skip", metavar="PATTERN", show_default=False, rich_help_panel=_MEASURING,
-                 help="Not the layers whose name matches; repeatable."),
-]  # fmt: skip
-AllOption = Annotated[
-    bool, typer.Option("--all", help="List every layer and every gap, without folding.", rich_help_panel=_SHOWING)
-]
-SortOption = Annotated[
-    Order, typer.Option("--sort", help="Largest σ first, or the file's order.", rich_help_panel=_SHOWING)
-]
-FormatOption = Annotated[Format, typer.Option("--format", help="Form of the report.", rich_help_panel=_SHOWING)]
-OutputOption = Annotated[
-    Path | None,
-    typer.Option("--output", "-o", metavar="FILE", show_default=False, rich_help_panel=_SHOWING,
-                 help="Write the report to FILE instead of stdout."),
-]  # fmt: skip
 
 app = typer.Typer(
     name="snaudit",
@@ -146,7 +49,8 @@ def _show_version(wanted: bool) -> None:
 @app.callback()
 def _program(
     version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit."),
     ] = False,
 ) -> None:
     pass
@@ -154,21 +58,19 @@ def _program(
 
 @app.command("inspect")
 def _inspect(
-    model: ModelArgument,
-    key: KeyOption = None,
-    norm: NormOption = Norm.l2,
-    method: MethodOption = Method.auto,
-    iterations: IterationsOption = 20,
-    seed: SeedOption = 0,
-    device: DeviceOption = Device.cpu,
-    spectrum: Annotated[
-        bool, typer.Option("--spectrum", help="All singular values, in the JSON.", rich_help_panel=_MEASURING)
-    ] = False,
-    layers: LayersOption = None,
-    every: AllOption = False,
-    sort: SortOption = Order.sigma,
-    format: FormatOption = Format.table,
-    output: OutputOption = None,
+    model: opt.ModelArgument,
+    key: opt.Key = None,
+    norm: opt.NormChoice = opt.Norm.l2,
+    method: opt.MethodChoice = opt.Method.auto,
+    iterations: opt.Iterations = 20,
+    seed: opt.Seed = 0,
+    device: opt.DeviceChoice = opt.Device.cpu,
+    spectrum: opt.Spectrum = False,
+    layers: opt.Layers = None,
+    every: opt.Every = False,
+    sort: opt.Sort = opt.Order.sigma,
+    format: opt.FormatChoice = opt.Format.table,
+    output: opt.Output = None,
 ) -> int:
     """Show σ of every weight matrix, every layer's norm, and the network's Lipschitz bound."""
 
@@ -180,49 +82,25 @@ def _inspect(
         settings = _settings(key, norm, method, iterations, seed, device) | {"spectrum": spectrum}
         return inspect(wish, settings, tuple(layers or ()))
 
-    return _run(Request(str(model), format == Format.json, output), work)
+    return _run(Request(str(model), format == opt.Format.json, output), work)
 
 
 @app.command("constrain")
 def _constrain(
-    max_sigma: Annotated[
-        float,
-        typer.Option("--max-sigma", metavar="S", show_default=False, rich_help_panel=_LIMITS,
-                     help="The cap that no chosen layer may exceed."),
-    ],
-    model: Annotated[
-        Path | None,
-        typer.Argument(metavar="MODEL", show_default=False,
-                       help=r"Default: `model` in \[tool.snaudit] of pyproject.toml, else the folder's only model."),
-    ] = None,
-    measure: Annotated[
-        Measure,
-        typer.Option("--measure", rich_help_panel=_LIMITS,
-                     help="Cap the layer as the operator it applies, or its reshaped weight matrix."),
-    ] = Measure.operator,
-    normalize: Annotated[
-        bool, typer.Option("--normalize", rich_help_panel=_LIMITS, help="Bring all to the cap, also from below.")
-    ] = False,
-    key: KeyOption = None,
-    seed: SeedOption = 0,
-    device: DeviceOption = Device.cpu,
-    layers: LayersOption = None,
-    skip: SkipOption = None,
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", metavar="OUT", show_default=False, rich_help_panel=_WRITING,
-                     help="The new model; default MODEL.constrained.EXT."),
-    ] = None,
-    force: Annotated[
-        bool, typer.Option("--force", rich_help_panel=_WRITING, help="Replace OUT if it exists.")
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", rich_help_panel=_WRITING, help="Show the table, write nothing.")
-    ] = False,
-    format: Annotated[
-        OutcomeFormat, typer.Option("--format", rich_help_panel=_SHOWING, help="Form of the summary.")
-    ] = OutcomeFormat.table,
-) -> int:  # fmt: skip
+    max_sigma: opt.Cap,
+    model: opt.ModelOrNone = None,
+    measure: opt.CapMeasure = opt.Measure.operator,
+    normalize: opt.Normalize = False,
+    key: opt.Key = None,
+    seed: opt.Seed = 0,
+    device: opt.DeviceChoice = opt.Device.cpu,
+    layers: opt.Layers = None,
+    skip: opt.Skip = None,
+    output: opt.Target = None,
+    force: opt.Force = False,
+    dry_run: opt.DryRun = False,
+    format: opt.OutcomeChoice = opt.OutcomeFormat.table,
+) -> int:
     """Write a copy of the model in which no layer stretches more than the cap."""
 
     def work() -> int:
@@ -230,54 +108,39 @@ def _constrain(
 
         settings = {"key": key, "seed": seed, "device": device.value}
         options = {
-            "normalize": normalize, "measure": measure.value, "layers": tuple(layers or ()),
-            "skip": tuple(skip or ()), "force": force, "dry_run": dry_run,
-        }  # fmt: skip
-        return constrain(model, output, max_sigma, settings, options, format == OutcomeFormat.json)
+            "normalize": normalize,
+            "measure": measure.value,
+            "layers": tuple(layers or ()),
+            "skip": tuple(skip or ()),
+            "force": force,
+            "dry_run": dry_run,
+        }
+        return constrain(model, output, max_sigma, settings, options, format == opt.OutcomeFormat.json)
 
-    return _run(Request(None if model is None else str(model), format == OutcomeFormat.json), work)
+    return _run(Request(None if model is None else str(model), format == opt.OutcomeFormat.json), work)
 
 
 @app.command("check")
 def _check(
-    model: ModelArgument,
-    max_sigma: Annotated[
-        float | None,
-        typer.Option("--max-sigma", metavar="S", show_default=False, rich_help_panel=_LIMITS,
-                     help="No layer may stretch more."),
-    ] = None,
-    max_lipschitz: Annotated[
-        float | None,
-        typer.Option("--max-lipschitz", metavar="L", show_default=False, rich_help_panel=_LIMITS,
-                     help="The network as a whole may not stretch more."),
-    ] = None,
-    measure: Annotated[
-        Measure,
-        typer.Option("--measure", rich_help_panel=_LIMITS,
-                     help="What --max-sigma limits: the operator norm, or σ of the reshaped weight."),
-    ] = Measure.operator,
-    accept: Annotated[
-        Accept,
-        typer.Option("--accept", rich_help_panel=_LIMITS,
-                     help="The least grade that may pass; assumed lets everything pass that is below its limit."),
-    ] = Accept.computed,
-    undecided: Annotated[
-        Undecided,
-        typer.Option("--undecided", rich_help_panel=_LIMITS, help="What a limit neither proved nor violated does."),
-    ] = Undecided.fail,
-    layers: LayersOption = None,
-    skip: SkipOption = None,
-    key: KeyOption = None,
-    norm: NormOption = Norm.l2,
-    method: MethodOption = Method.auto,
-    iterations: IterationsOption = 20,
-    seed: SeedOption = 0,
-    device: DeviceOption = Device.cpu,
-    every: AllOption = False,
-    sort: SortOption = Order.sigma,
-    format: FormatOption = Format.table,
-    output: OutputOption = None,
-) -> int:  # fmt: skip
+    model: opt.ModelArgument,
+    max_sigma: opt.MaxSigma = None,
+    max_lipschitz: opt.MaxLipschitz = None,
+    measure: opt.LimitMeasure = opt.Measure.operator,
+    accept: opt.AcceptChoice = opt.Accept.computed,
+    undecided: opt.UndecidedChoice = opt.Undecided.fail,
+    layers: opt.Layers = None,
+    skip: opt.Skip = None,
+    key: opt.Key = None,
+    norm: opt.NormChoice = opt.Norm.l2,
+    method: opt.MethodChoice = opt.Method.auto,
+    iterations: opt.Iterations = 20,
+    seed: opt.Seed = 0,
+    device: opt.DeviceChoice = opt.Device.cpu,
+    every: opt.Every = False,
+    sort: opt.Sort = opt.Order.sigma,
+    format: opt.FormatChoice = opt.Format.table,
+    output: opt.Output = None,
+) -> int:
     """Judge the model against limits: exit 0 if all hold, 1 if one is violated, 3 if undecided."""
 
     def work() -> int:
@@ -288,22 +151,29 @@ def _check(
 
         wish = Wish(model, format.value, output, sort.value, "all" if every else "none")
         limits = {
-            "max_sigma": max_sigma, "max_lipschitz": max_lipschitz, "measure": measure.value,
-            "layers": tuple(layers or ()), "skip": tuple(skip or ()),
-        }  # fmt: skip
+            "max_sigma": max_sigma,
+            "max_lipschitz": max_lipschitz,
+            "measure": measure.value,
+            "layers": tuple(layers or ()),
+            "skip": tuple(skip or ()),
+        }
         settings = _settings(key, norm, method, iterations, seed, device)
-        return check(wish, settings, limits, accept.value, undecided == Undecided.warn)
+        return check(wish, settings, limits, accept.value, undecided == opt.Undecided.warn)
 
-    return _run(Request(str(model), format == Format.json, output), work)
+    return _run(Request(str(model), format == opt.Format.json, output), work)
 
 
 def _settings(
-    key: str | None, norm: Norm, method: Method, iterations: int, seed: int, device: Device
+    key: str | None, norm: opt.Norm, method: opt.Method, iterations: int, seed: int, device: opt.Device
 ) -> dict[str, Any]:
     return {
-        "key": key, "norm": norm.value, "method": method.value, "iterations": iterations, "seed": seed,
+        "key": key,
+        "norm": norm.value,
+        "method": method.value,
+        "iterations": iterations,
+        "seed": seed,
         "device": device.value,
-    }  # fmt: skip
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,7 +197,7 @@ def _parse_and_call(args: list[str]) -> int:
     command = typer.main.get_command(app)
     try:
         code = command.main(args=args, prog_name="snaudit", standalone_mode=False)
-    except typer.BadParameter.__mro__[2] as error:  # ClickException: click is not always typer's own name for it
+    except _PARSER_ERROR as error:
         raise UsageError(_usage_of(error)) from error
     except SystemExit:  # how the parser leaves when the reader of its help went away
         code = 0

@@ -1,6 +1,6 @@
 """Constants of a graph: which values are computed from stored tensors alone, and their arrays.
 
-Only ops of a short list are followed (`folded_ops.OPS`), all pure. The arithmetic is ONNX's, in the stored
+Only ops of a short list are followed (`OPS`), all pure. The arithmetic is ONNX's, in the stored
 dtype: `W * scale` in float16 is rounded to float16, as the runtime that folds it would. Sizes are
 known before anything is computed: a small file cannot ask for a large array.
 
@@ -12,13 +12,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from snaudit.folded_ops import OPS, CannotFold, Op, Quiet, attribute_array
+from snaudit import folded_arithmetic, folded_shapes
+from snaudit.folded import CannotFold, Op, Quiet
 from snaudit.model import Tensor
+
+OPS: dict[str, Op] = {**folded_arithmetic.OPS, **folded_shapes.OPS}
+"""Every op that is followed; of ONNX's own domain only."""
 
 _SMALL = 4096
 """Elements up to which a computed array is remembered."""
@@ -58,7 +61,7 @@ def roots(value: ir.Value) -> tuple[Tensor, ...]:
     if remembered is not None:
         return remembered
     found: dict[int, Tensor] = {}
-    for step in _order(value, {}):
+    for step in _order(value, past_remembered=True):
         for holder in (step, step.producer()):
             tensor = None if holder is None else holder.meta.get("tensor")
             if isinstance(tensor, Tensor):
@@ -89,7 +92,7 @@ def evaluate(
     if limit_bytes is None:
         limit_bytes = _limit(roots(value))
     arrays: dict[ir.Value, np.ndarray] = {}
-    order = list(_order(value, arrays if replaced else None))
+    order = list(_order(value, past_remembered=bool(replaced)))
     uses: dict[ir.Value, int] = {value: 1}
     for step in order:
         for read in _reads(step):
@@ -154,8 +157,8 @@ def _known(value: ir.Value) -> _Known | None:
             stack.pop()
             continue
         waiting = [read for read in _reads(top) if "constant" not in read.meta]
-        if waiting and not any(read.meta.get("constant", 0) is None for read in _reads(top)):
-            stack.append(waiting[0])
+        if waiting:
+            stack += waiting
             continue
         top.meta["constant"] = _judge(top)
         stack.pop()
@@ -163,7 +166,7 @@ def _known(value: ir.Value) -> _Known | None:
 
 
 def _judge(value: ir.Value) -> _Known | None:
-    """`_known` of a value all of whose inputs are judged, or one of which is found not constant."""
+    """`_known` of a value all of whose inputs are judged."""
     tensor = value.meta.get("tensor")
     if isinstance(tensor, Tensor):
         return _Known(tensor.shape, _dtype(tensor), 1)
@@ -190,28 +193,30 @@ def _dry_run(
     node: ir.Node, value: ir.Value, op: Op, known: Mapping[ir.Value, _Known], steps: int
 ) -> _Known:
     """Compute a value from stand-ins; from its real inputs where it is small or they decide shapes."""
-    all_roots_small = all(item.array is not None or _size(item.shape) <= _SMALL for item in known.values())
+    all_small = all(item.array is not None or _size(item.shape) <= _SMALL for item in known.values())
     limit = max(_LEAST_LIMIT, 4 * sum(_size(item.shape) * 8 for item in known.values()))
     inputs: list[np.ndarray | None] = []
     for index, read in enumerate(node.inputs):
         if read is None or read not in known:
             inputs.append(None)
-        elif all_roots_small or index in op.exact(node):
+        elif all_small or index in op.exact(node):
             inputs.append(evaluate(read))
         else:
             inputs.append(known[read].stand_in())
     held = node.meta.get("tensor")
     fill = held.load() if isinstance(held, Tensor) else None
-    if not all_roots_small and op.elementwise:
+    if op.elementwise and not all_small:
         shape = np.broadcast_shapes(*(array.shape for array in inputs if array is not None))
         if _size(shape) * 8 > limit:
             raise CannotFold("too large")
-        ones = [None if array is None else array[(slice(0, 1),) * array.ndim] for array in inputs]
-        result = np.broadcast_to(_apply(node, value, ones, limit, fill).ravel()[:1].reshape(()), shape)
+        ones = [None if array is None else np.zeros((1,) * array.ndim, array.dtype) for array in inputs]
+        result = np.broadcast_to(np.zeros((), _apply(node, value, ones, limit, fill).dtype), shape)
     else:
         result = _apply(node, value, inputs, limit, fill)
-    small = all_roots_small and result.size <= _SMALL
-    return _Known(result.shape, result.dtype, steps, np.ascontiguousarray(result).reshape(result.shape) if small else None)
+    if op.may_truncate and not all_small and result.dtype.kind in "iu":
+        result = _apply(node, value, [evaluate(v) if v is not None else v for v in node.inputs], limit, fill)
+    array = np.array(result) if all_small and result.size <= _SMALL else None
+    return _Known(result.shape, result.dtype, steps, array)
 
 
 def _held(value: ir.Value) -> _Known | None:
@@ -242,8 +247,9 @@ def _reads(value: ir.Value) -> tuple[ir.Value, ...]:
     return tuple(read for read in node.inputs if read is not None)
 
 
-def _order(value: ir.Value, full: Mapping[Any, Any] | None) -> Iterator[ir.Value]:
-    """The values to compute, each once, what it reads before it; with `full`, past remembered ones."""
+def _order(value: ir.Value, past_remembered: bool) -> Iterator[ir.Value]:
+    """The values to compute, each once, what it reads before it; on request also what
+    remembered arrays were computed from."""
     done: set[ir.Value] = set()
     stack = [(value, False)]
     while stack:
@@ -256,7 +262,7 @@ def _order(value: ir.Value, full: Mapping[Any, Any] | None) -> Iterator[ir.Value
             continue
         stack.append((top, True))
         known = top.meta.get("constant")
-        if full is None and known is not None and known.array is not None:
+        if not past_remembered and known is not None and known.array is not None:
             continue
         stack += [(read, False) for read in reversed(_reads(top)) if read not in done]
 

@@ -18,6 +18,8 @@ _QUANTIZED = {
     "DynamicQuantizeLSTM", "DynamicQuantizeMatMul", "MatMulIntegerToFloat", "MatMulNBits", "QEmbedLayerNormalization",
 }  # fmt: skip
 
+_INTEGER_WEIGHTS = "integer weights"
+
 
 @dataclass(slots=True)
 class _Reading:
@@ -33,7 +35,7 @@ def extract_from_graph(graph: ir.Model, tensors: Mapping[str, Tensor]) -> Extrac
         for layer in _layers_of(node, reading):
             _add(reading, layer, node)
     left_out = [
-        LeftOut(name, _why_left_out(tensor, reading.why_not.get(name)))
+        _left_out(tensor, reading.why_not.get(name))
         for name, tensor in tensors.items()
         if name not in reading.used
     ]
@@ -72,19 +74,19 @@ def _layers_of(node: ir.Node, reading: _Reading) -> Iterator[Layer]:
     for value in node.inputs:
         if value is None or not folding.is_constant(value):
             continue
-        reason = f"integer weights of {op}: not audited yet" if op in _QUANTIZED else f"no weight matrix of {op}"
+        reason = f"{_INTEGER_WEIGHTS} of {op}" if op in _QUANTIZED else f"no weight matrix of {op}"
         for tensor in folding.roots(value):
             reading.why_not[tensor.name] = reason
 
 
-def _why_left_out(tensor: Tensor, reason: str | None) -> str:
-    if reason is not None and "integer weights" in reason:
-        return reason
+def _left_out(tensor: Tensor, reason: str | None) -> LeftOut:
+    if reason is not None and reason.startswith(_INTEGER_WEIGHTS) and len(tensor.shape) > 1:
+        return LeftOut(tensor.name, reason, missed=True)
     if not tensor.is_real:
-        return f"integers or booleans ({tensor.dtype})"
+        return LeftOut(tensor.name, f"integers or booleans ({tensor.dtype})")
     if len(tensor.shape) < 2:
-        return "a vector or scalar (bias, norm scale, statistic)"
-    return reason or "used by no node"
+        return LeftOut(tensor.name, "a vector or scalar (bias, norm scale, statistic)")
+    return LeftOut(tensor.name, reason or "used by no node")
 
 
 def _domain(node: ir.Node) -> str:

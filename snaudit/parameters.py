@@ -20,7 +20,10 @@ UNKNOWN_GEOMETRY = "stride, dilation and groups are not in a checkpoint: the nor
 
 _RECURRENT = re.compile(r"weight_(ih|hh|hr)(_l\d+(_reverse)?)?$")
 _PACKED = re.compile(r"(in_proj_weight|in_proj\.weight|qkv\.weight|qkv_proj\.weight|Wqkv\.weight)$")
-_EMBEDDING = re.compile(r"(^|[._])(embed\w*|\w*embeddings?|emb|wte|wpe)(\.\d+)?(\.weight|\.table)?$", re.IGNORECASE)
+_EMBEDDING = re.compile(
+    r"(^|\.)(embed|embed_tokens|embed_positions|\w*embeddings?|\w*_emb(ed)?|emb|wte|wpe)(\.\d+)?(\.weight|\.table)?$",
+    re.IGNORECASE,
+)
 _ADDED = re.compile(
     r"(^|[._])(pos_embed\w*|positional_embedding|position_embedding|cls_token|dist_token|mask_token"
     r"|class_embedding|class_token|relative_position_bias_table|pe)$"

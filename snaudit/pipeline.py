@@ -68,16 +68,17 @@ def audit(
         file.check()
     shown = {layer.name for layer in select(extraction.layers, only)}
     kept = tuple(result for result in results if result.name in shown)
+    left_out = model.left_out + extraction.left_out
     verdict = None
     if limits is not None:
-        judged, verdict = policy.decide(kept, network, limits)
+        judged, verdict = policy.decide(kept, network, limits, left_out)
         findings += judged
     return Report(
         model=_card(model, path),
         settings=settings,
         layers=kept,
         network=network,
-        left_out=model.left_out + extraction.left_out,
+        left_out=left_out,
         gaps=gaps,
         findings=tuple(findings),
         verdict=verdict,

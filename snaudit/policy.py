@@ -85,11 +85,11 @@ def _layer_findings(
     operator = limits.measure == "operator"
     what = "operator norm" if operator else "sigma of its matrix"
     chosen = select(layers, limits.layers, limits.skip)
-    against = (
-        _against("max-sigma", layer.name, what, layer.norm if operator else layer.sigma, limit, limits.required)
-        for layer in chosen
-    )
-    findings = [found for found in against if found is not None]
+    findings: list[Finding] = []
+    for layer in chosen:
+        bound = layer.norm if operator else layer.sigma
+        found = _against("max-sigma", layer.name, what, bound, limit, limits.required)
+        findings += [found] if found else []
     for missed in left_out:
         if missed.missed and _under(missed.name, limits):
             message = f"{what} undecided: not measured ({missed.reason}), limit {exact(limit)}"
@@ -127,4 +127,5 @@ def _why_undecided(bound: Bound, limit: float) -> str:
             f"undecided: at most {at_most(bound.upper)}, within the limit {exact(limit)}, but only {grade} "
             f"({GRADE_MEANS[bound.grade]}); --accept {grade.lower()} lets it pass"
         )
-    return f"undecided: at most {apart(bound.upper, limit)}, nothing above the limit {exact(limit)} was seen{seen}"
+    most = apart(bound.upper, limit)
+    return f"undecided: at most {most}, nothing above the limit {exact(limit)} was seen{seen}"

@@ -52,7 +52,9 @@ def computed(lower: float, upper: float | None = None, method: str = "svd") -> B
     return Bound(lower, lower if upper is None else upper, Grade.COMPUTED, method)
 
 
-def layer(name: str = "fc.weight", sigma: float = 2.0, unbounded: bool = False, **changes: Any) -> LayerResult:
+def layer(
+    name: str = "fc.weight", sigma: float = 2.0, unbounded: bool = False, **changes: Any
+) -> LayerResult:
     """A dense layer of the given σ, or of none."""
     made = LayerResult(
         name=name, op="Linear", shape=(64, 32), dtype="float32", matrix=(64, 32), uses=1,
@@ -97,8 +99,11 @@ def encoder(depth: int = 12) -> tuple[LayerResult, ...]:
             layer(f"{at}.intermediate.dense.weight", 123456.789 if i == 7 else 5.0, shape=(3072, 768)),
         ]
     made.append(
-        layer("module.stem.convolution.weight", 2.0, op="Conv2d", shape=(64, 3, 7, 7), norm=computed(2.1, 3.7),
-              notes=("stride, dilation and groups are not in a checkpoint: the norm's upper end holds for all",))
+        layer(
+            "module.stem.convolution.weight", 2.0, op="Conv2d", shape=(64, 3, 7, 7),
+            norm=computed(2.1, 3.7),
+            notes=("stride and groups are not in a checkpoint: the norm's upper end holds for all",),
+        )
     )  # fmt: skip
     return tuple(made)
 
@@ -108,17 +113,20 @@ def everything() -> Report:
     layers = (*encoder(), broken("module.head.weight"))
     factors = tuple((item.name, item.norm.upper) for item in layers if item.norm.bounded)
     gaps = tuple(
-        Gap("no-rule", f"/layer.{i}/attention/MatMul", "MatMul", "a product of two activations", "bound its input")
+        Gap("no-rule", f"/layer.{i}/attention/MatMul", "MatMul", "a product of two activations", "bound it")
         for i in range(200)
     ) + (Gap("no-constant", "/head/Log", "Log", "no global constant", "clip its input away from 0"),)
     return report(
         *layers,
         network=network(math.inf, assumptions=("the layers run one after another",), contributions=factors),
-        left_out=tuple(LeftOut(f"bias{i}", "a vector") for i in range(40)) + (LeftOut("q", "int8 weights", True),),
+        left_out=(*(LeftOut(f"bias{i}", "a vector") for i in range(40)), LeftOut("q", "int8 weights", True)),
         gaps=gaps,
         findings=(
             Finding("non-finite", "warning", "module.head.weight", "3 NaN in 2,048 numbers", math.nan),
-            Finding("max-sigma", "error", "module.embed.weight", "σ is at least 31.4, above the limit 1", 31.4, 1.0),
+            Finding(
+                "max-sigma", "error", "module.embed.weight",
+                "σ is at least 31.4, above the limit 1", 31.4, 1.0,
+            ),  # fmt: skip
             Finding("odd", "note", "model.pt", "checksums are all zero", None, None, True, "known"),
         ),
         verdict=Verdict.FAIL,

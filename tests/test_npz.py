@@ -76,7 +76,8 @@ def test_a_patch_changes_the_named_arrays_and_nothing_else(tmp_path: Path, packe
     os.close(fd)
     with np.load(path) as was, np.load(tmp_path / "out.npz") as now:
         for name in ARRAYS:
-            assert now[name].dtype == was[name].dtype and now[name].flags.f_contiguous == was[name].flags.f_contiguous
+            assert now[name].dtype == was[name].dtype
+            assert now[name].flags.f_contiguous == was[name].flags.f_contiguous
             assert np.array_equal(now[name], was[name] * 0.5 if name in changed else was[name])
     with zipfile.ZipFile(path) as old, zipfile.ZipFile(tmp_path / "out.npz") as new:
         assert new.testzip() is None and new.namelist() == old.namelist()

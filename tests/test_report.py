@@ -59,7 +59,8 @@ def test_shown_ends_enclose_the_number(x: float, digits: int) -> None:
     ("x", "shown"),
     [
         (0.0, "0"), (1.0, "1.0000"), (12.345601, "12.346"), (99999.9, "1e+05"), (320000.0, "3.2e+05"),
-        (0.0012345, "0.0012345"), (0.00012345, "1.2345e-04"), (5e-324, "4.9407e-324"), (math.inf, "unbounded"),
+        (0.0012345, "0.0012345"), (0.00012345, "1.2345e-04"), (5e-324, "4.9407e-324"),
+        (math.inf, "unbounded"),
     ],
 )  # fmt: skip
 def test_numbers_as_shown(x: float, shown: str) -> None:
@@ -139,7 +140,8 @@ def test_wrapper_only_if_shared_by_all() -> None:
 def test_the_table_keeps_to_its_width(width: int, rows: str, unicode: bool) -> None:
     """Only findings and the verdict run over: one fact, one line."""
     text = table(everything(), width, rows=rows, unicode=unicode)
-    body = [line for line in text.splitlines() if not line.startswith(("error ", "warning ", "note  ", "FAIL"))]
+    single = ("error ", "warning ", "note  ", "FAIL")
+    body = [line for line in text.splitlines() if not line.startswith(single)]
     assert max(map(cell_len, body)) <= max(width, 40)
     assert unicode or text.isascii()
     assert text.splitlines()[-1].startswith("FAIL: 1 limit violated")
@@ -197,8 +199,9 @@ def test_grades_and_assumptions_stand_in_words() -> None:
     ("changes", "line"),
     [
         ({}, "1 matrix, largest σ 2.0000 (fc.weight); network bound 12.500 (COMPUTED)"),
-        ({"layers": (broken(), broken("b"))}, "2 matrices, no finite σ for 2 (bad.weight, …); network bound"),
-        ({"network": network(math.inf), "gaps": (Gap("c", "w", "o", "r", ""),)}, "no finite network bound (1 gap)"),
+        ({"layers": (broken(), broken("b"))}, "2 matrices, no finite σ for 2 (bad.weight, …); network"),
+        ({"network": network(math.inf), "gaps": (Gap("c", "w", "o", "r", ""),)},
+         "no finite network bound (1 gap)"),
         ({"verdict": Verdict.PASS}, "PASS: every limit holds; 1 matrix"),
         ({"verdict": Verdict.UNDECIDED, "findings": (Finding("r", "warning", "w", "m", None, 1.0),)},
          "UNDECIDED: 1 undecided; 1 matrix"),
@@ -249,7 +252,8 @@ def test_colour_is_ours_alone() -> None:
 
 
 def test_csv_has_a_row_for_each_layer_and_no_formulas() -> None:
-    text = REPORTS["csv"].render(replace(hostile_report(), layers=(*hostile_report().layers, broken())), View())
+    made = hostile_report()
+    text = REPORTS["csv"].render(replace(made, layers=(*made.layers, broken())), View())
     rows = list(csv.DictReader(io.StringIO(text)))
     assert len(rows) == len(HOSTILE) + 1
     assert all(line.isprintable() for line in text.split("\n"))
@@ -296,7 +300,8 @@ def test_json_to_the_letter() -> None:
             "used_by": ["Gemm_0"], "notes": [],
         }],
         "network": {
-            "norm": "l2", "lower": 0.0, "upper": 12.5, "bounded": True, "grade": "computed", "method": "product",
+            "norm": "l2",
+            "lower": 0.0, "upper": 12.5, "bounded": True, "grade": "computed", "method": "product",
             "methods": [{"name": "product", "lower": 0.0, "upper": 12.5, "bounded": True, "grade": "computed",
                          "method": "product", "seconds": 0.25}],
             "assumptions": [],

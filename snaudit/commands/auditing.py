@@ -57,7 +57,8 @@ def check(wish: Wish, settings: dict[str, Any], limits: dict[str, Any], accept: 
 
 
 def _deliver(wish: Wish, report: Report) -> None:
-    view = View(**sink.view_facts(wish.output is not None), order=wish.order, rows=wish.rows)  # type: ignore[arg-type]
+    facts = sink.view_facts(to_file=wish.output is not None)
+    view = View(**facts, order=wish.order, rows=wish.rows)  # type: ignore[arg-type]
     text = REPORTS[wish.format].render(report, view)
     if wish.output is None:
         sink.emit(text)

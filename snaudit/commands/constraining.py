@@ -44,10 +44,10 @@ def find_model(folder: Path) -> Path:
     if len(found) == 1:
         return found[0]
     if not found:
-        raise UsageError(
-            "no model given, none named by `model` in [tool.snaudit] of pyproject.toml, and none in this folder"
-        )
-    raise UsageError(f"no model given, and this folder holds {len(found)}: {', '.join(p.name for p in found)}")
+        named = "none named by `model` in [tool.snaudit] of pyproject.toml"
+        raise UsageError(f"no model given, {named}, and none in this folder")
+    names = ", ".join(path.name for path in found)
+    raise UsageError(f"no model given, and this folder holds {len(found)}: {names}")
 
 
 def _configured(pyproject: Path) -> str | None:

@@ -30,9 +30,9 @@ def render_table(outcome: Outcome, view: View) -> str:
         _changes(page, changed, mixed=len(measures) > 1)
         page.blank()
     for output in outcome.outputs:
-        page.paragraph(
-            f"output {output.name}: moved by at most {near(output.max_relative, 4)}, on average "
-            f"{near(output.mean_relative, 4)}, relative to its largest entry, on random input", "", 2)  # fmt: skip
+        most, mean = near(output.max_relative, 4), near(output.mean_relative, 4)
+        moved = f"moved by at most {most}, on average {mean}, relative to its largest entry"
+        page.paragraph(f"output {output.name}: {moved}, on random input", "", 2)
     for note in outcome.notes:
         page.paragraph(f"note: {note}", "dim", 2)
     page.line((summary(outcome), "bold"))
@@ -43,8 +43,11 @@ def summary(outcome: Outcome) -> str:
     """The run in one line: how many changed, how many did not, and where the result stands."""
     changed = sum(change.changed for change in outcome.changes)
     kept = len(outcome.changes) - changed
-    where = f"written to {outcome.target}" if outcome.written else f"dry run: {outcome.target} was not written"
-    return f"{changed} of {len(outcome.changes)} scaled to {exact(outcome.max_sigma)}, {kept} left bit for bit; {where}"
+    where = f"written to {outcome.target}"
+    if not outcome.written:
+        where = f"dry run: {outcome.target} was not written"
+    scaled = f"{changed} of {len(outcome.changes)} scaled to {exact(outcome.max_sigma)}"
+    return f"{scaled}, {kept} left bit for bit; {where}"
 
 
 def _changes(page: Page, changed: list[Change], mixed: bool) -> None:

@@ -23,16 +23,17 @@ from snaudit.names import printable
 _MAX_DEPTH, _MAX_STEPS, _KEYS_SHOWN = 64, 5_000_000, 12
 REMEDY = "save a state dict instead: torch.save(model.state_dict(), PATH)"
 
-MODEL_KEYS = frozenset("""state_dict model model_state_dict model_state model_dict module net network weights params
-    parameters state_dicts models generator discriminator net_g net_d netg netd g d encoder decoder backbone
-    student""".split())
+MODEL_KEYS = frozenset("""
+    state_dict model model_state_dict model_state model_dict module net network weights params parameters
+    state_dicts models generator discriminator net_g net_d netg netd g d encoder decoder backbone student
+""".split())
 """Keys under which checkpoints keep weights: loose tensors beside one of them are left out."""
 
 _OPTIMIZER = re.compile(r"(^|[_.])(optim\w*|opt|opts|adam\w*|sgd|momentum)([_.]|$)", re.IGNORECASE)
 _AVERAGED = re.compile(r"(^|[_.])(ema|swa|shadow|averaged?|avg)([_.]|$)", re.IGNORECASE)
 _TRAINING = re.compile(
-    r"^(<state>|callbacks|loops|\w*schedulers?|scaler|grad_scaler|amp|hparams|hyper_?parameters|args|cfg|config"
-    r"|metrics|meta|history|\w*rng\w*|random\w*|loss\w*|best\w*|epoch|step|global_step|iteration)$",
+    r"^(<state>|callbacks|loops|\w*schedulers?|scaler|grad_scaler|amp|hparams|hyper_?parameters|args|cfg"
+    r"|config|metrics|meta|history|\w*rng\w*|random\w*|loss\w*|best\w*|epoch|step|global_step|iteration)$",
     re.IGNORECASE)
 _SLOTS = frozenset(("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "momentum_buffer", "square_avg",
                     "acc_delta", "grad_avg", "exp_avg_diff"))
@@ -168,7 +169,8 @@ def choose(path: Path, leaves: Sequence[Leaf], key: str | None, foreign: Sequenc
     """
     if not leaves:
         if foreign:
-            raise RefusedModel(path, f"it holds no tensors, but an object of {printable(foreign[0], 120)}; {REMEDY}")
+            named = printable(foreign[0], 120)
+            raise RefusedModel(path, f"it holds no tensors, but an object of {named}; {REMEDY}")
         raise EmptyModel(path, "it holds no tensors")
     choice = Choice()
     if key is not None:
@@ -180,7 +182,8 @@ def choose(path: Path, leaves: Sequence[Leaf], key: str | None, foreign: Sequenc
     for leaf in taken:
         if type(leaf.value) is Foreign:
             where = repr(".".join(leaf.path)) if leaf.path else "the whole file"
-            raise RefusedModel(path, f"{where} can only be built by {printable(leaf.value.callee, 120)}; {REMEDY}")
+            named = printable(leaf.value.callee, 120)
+            raise RefusedModel(path, f"{where} can only be built by {named}; {REMEDY}")
     if not taken and (built := next((x.value.callee for x in leaves if type(x.value) is Foreign), None)):
         raise RefusedModel(path, f"its weights can only be built by {printable(built, 120)}; {REMEDY}")
     if key is None:
@@ -284,7 +287,7 @@ def _without_averaged_copy(choice: Choice, taken: list[Leaf], depth: int) -> lis
     chosen = set(copies)
     rest = [leaf for leaf in taken if leaf not in chosen]
     shapes = Counter(leaf.value.shape for leaf in rest if type(leaf.value) is View)
-    large = Counter(leaf.value.shape for leaf in copies if len(leaf.value.shape) > 1)  # type: ignore[union-attr]
+    large = Counter(leaf.value.shape for leaf in copies if _is_matrix_like(leaf))  # type: ignore[union-attr]
     if not copies or not large or large - shapes:
         return taken
     _leave_out(choice, copies, AVERAGED)

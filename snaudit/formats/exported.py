@@ -27,30 +27,35 @@ DTYPES = {
 }
 """torch's export schema's ScalarType."""
 
+_BESIDE = {"data/aotinductor/": "compiled code and its tensors", "data/sample_inputs/": "example inputs"}
+
 
 def tensors(archive: Archive, root: str, big: bool) -> Choice:
     """The weights and constants of all the models of an archive; of several, under their names."""
+    path = archive.source.path
     if root + "archive_format" not in archive:
-        raise UnsupportedModel(archive.source.path, "an exported program of a PyTorch before 2.7; save it anew")
+        raise UnsupportedModel(path, "an exported program of a PyTorch before 2.7; save it anew")
     if archive.load(root + "archive_format", 16) != b"pt2":
         archive.fail("it is a pt2 archive of an unknown format")
     choice = Choice()
-    configs = [(folder, name) for folder, end in (("weights", "_weights_config.json"), ("constants", "_constants_config.json"))
-               for name in archive.records if name.startswith(f"{root}data/{folder}/") and name.endswith(end)]
-    models = sorted({name.rpartition("/")[2].rpartition("_")[0].rpartition("_")[0] for _, name in configs})
-    for folder, name in configs:
-        model = name.rpartition("/")[2].rpartition("_")[0].rpartition("_")[0]
-        prefix = f"{model}." if len(models) > 1 else ""
+    configs = []
+    for folder in ("weights", "constants"):
+        start, end = f"{root}data/{folder}/", f"_{folder}_config.json"
+        configs += [(folder, name, name.removeprefix(start).removesuffix(end)) for name in archive.records
+                    if name.startswith(start) and name.endswith(end)]
+    several = len({model for _, _, model in configs}) > 1
+    for folder, name, model in configs:
         for tensor, entry in _config(archive, name):
-            _add(choice, archive, f"{root}data/{folder}/", prefix + tensor, entry, big)
-    for place, what in (("data/aotinductor/", "compiled code and its tensors"), ("data/sample_inputs/", "example inputs")):
+            full = f"{model}.{tensor}" if several else tensor
+            _add(choice, archive, f"{root}data/{folder}/", full, entry, big)
+    for place, what in _BESIDE.items():
         found = [name for name in archive.records if name.startswith(root + place)]
         if found:
             choice.left_out.append(LeftOut(place.rstrip("/"), f"{what}: {len(found)} records"))
     if not configs:
-        raise UnsupportedModel(archive.source.path, "a pt2 archive of compiled code only; audit what it was compiled from")
+        raise UnsupportedModel(path, "a pt2 archive of compiled code only; audit what it was compiled from")
     if not choice.tensors and not choice.left_out:
-        raise EmptyModel(archive.source.path, "it holds no tensors")
+        raise EmptyModel(path, "it holds no tensors")
     return choice
 
 
@@ -61,14 +66,20 @@ def _config(archive: Archive, name: str) -> list[tuple[str, Any]]:
             archive.fail(f"record {name!r} names something twice")
         return dict(pairs)
 
-    config = json.loads(archive.load(name, _MAX_JSON), object_pairs_hook=unique)
+    try:
+        config = json.loads(archive.load(name, _MAX_JSON), object_pairs_hook=unique)
+    except (ValueError, RecursionError):
+        archive.fail(f"record {name!r} is not JSON")
+    if type(config) is not dict or type(config.get("config")) is not dict:
+        archive.fail(f"record {name!r} does not describe tensors")
     return list(config["config"].items())
 
 
 def _add(choice: Choice, archive: Archive, folder: str, name: str, entry: Any, big: bool) -> None:
     meta = entry["tensor_meta"]
     if entry["use_pickle"] or meta is None:
-        choice.left_out.append(LeftOut(name, "it is pickled: a tensor subclass or a custom object", meta is not None))
+        reason = "it is pickled: a tensor subclass or a custom object"
+        choice.left_out.append(LeftOut(name, reason, meta is not None))
         return
     if meta["layout"] != _STRIDED or meta["dtype"] not in DTYPES:
         choice.left_out.append(LeftOut(name, "it is sparse, quantized, or of a dtype that is not read", True))

@@ -82,7 +82,8 @@ def _array(archive: Archive, record: str, name: str) -> Array | LeftOut:
     if not _SHAPE.fullmatch(header["shape"]):
         archive.fail(f"record {record!r} has a malformed header")
     shape = tuple(int(n) for n in re.findall(r"\d+", header["shape"]))
-    reason = "a structured array" if header["descr"].startswith("[") else _CLOSED.get(descr.lstrip("<>|=")[:1])
+    structured = header["descr"].startswith("[")
+    reason = "a structured array" if structured else _CLOSED.get(descr.lstrip("<>|=")[:1])
     if reason:
         return LeftOut(name, reason, reason == _CLOSED["V"] and len(shape) > 1)
     if not _DTYPE.fullmatch(descr):
@@ -102,7 +103,8 @@ def _load(archive: Archive, array: Array) -> np.ndarray:
         flat = np.frombuffer(raw, dtype, math.prod(array.shape), array.start)
         if dtype == bool and flat.size and flat.view(np.uint8).max() > 1:
             raise ValueError("a boolean is neither 0 nor 1")
-        return flat.reshape(array.shape, order="F" if array.fortran else "C").astype(dtype.newbyteorder("="), copy=False)
+        shaped = flat.reshape(array.shape, order="F" if array.fortran else "C")
+        return shaped.astype(dtype.newbyteorder("="), copy=False)
 
 
 def _read(source: Source, key: str | None) -> Model:
@@ -146,7 +148,7 @@ def _patch(model: Model, changes: Mapping[str, np.ndarray], target: Path) -> tup
 
 def _is_npz(source: Source) -> bool:
     found = names(source)
-    return any(name.endswith(".npy") for name in found) and not any(name.endswith("/data.pkl") for name in found)
+    return any(n.endswith(".npy") for n in found) and not any(n.endswith("/data.pkl") for n in found)
 
 
 NPZ = Format("npz", _is_npz, _read, _patch)

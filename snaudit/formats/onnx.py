@@ -23,7 +23,8 @@ from snaudit.errors import UnreadableModel, UnsupportedModel
 from snaudit.formats.interface import Format, Patched
 from snaudit.formats.onnx_external import check_sums
 from snaudit.formats.onnx_tensors import DTYPES, Stored, from_array, raw_bytes, replaced, to_array
-from snaudit.formats.onnx_walk import unique_names, walked
+from snaudit.formats.onnx_walk import walked
+from snaudit.formats.onnx_weights import unique_names
 from snaudit.formats.protobuf import BYTES, VARINT, Resize, Wire, resized
 from snaudit.formats.source import Source
 from snaudit.formats.storage import Edit, dtype_of, edited, free_names, writer

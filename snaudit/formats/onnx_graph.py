@@ -7,7 +7,8 @@ inputs' shapes and the ops, or unknown. A bound must not rest on a claim that no
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ import onnx_ir as ir
 
 from snaudit.errors import ModelError, UnreadableModel, UnsupportedModel
 from snaudit.formats.onnx_tensors import Stored
-from snaudit.formats.onnx_walk import MARK
+from snaudit.formats.onnx_weights import MARK
 from snaudit.model import Tensor
 
 _MOST_INLINED = 200_000
@@ -46,7 +47,9 @@ def graph_of(path: Path, skeleton: bytes, stored: list[Stored], tensors: list[Te
         proto = onnx.ModelProto()
         proto.ParseFromString(skeleton)
         _check_opset(proto, notes)
-        unsorted = _check_graph(path, proto.graph, frozenset())
+        unsorted = _check_graph(path, proto.graph, ())
+        for function in proto.functions:
+            _check_function(path, function)
         proto = _flat(path, proto, unsorted, notes)
         proto = _with_shapes(proto, notes)
         model = ir.serde.deserialize_model(proto)
@@ -78,36 +81,59 @@ def _check_opset(proto: onnx.ModelProto, notes: list[str]) -> None:
         notes.append(f"opset {min(versions)}: older than 7, its ops may mean something else")
 
 
-def _check_graph(path: Path, graph: onnx.GraphProto, outer: frozenset[str]) -> bool:
-    """Whether nodes stand before what they read. Clears claimed shapes of outputs.
+_Scope = tuple[set[str], set[str]]
+"""What is defined so far, and what will be, in one graph."""
+
+
+def _check_graph(path: Path, graph: onnx.GraphProto, outer: tuple[_Scope, ...]) -> bool:
+    """Whether a node stands before what it reads. Clears claimed shapes of outputs.
 
     Raises UnreadableModel for a name that is defined twice, or read and not defined.
     """
     inputs = [value.name for value in graph.input]
     initializers = [tensor.name for tensor in graph.initializer]
-    outputs = [name for node in graph.node for name in node.output if name]
-    for names in (inputs, initializers, outputs, inputs + outputs, initializers + outputs):
-        if len(set(names)) != len(names):
-            twice = next(name for name in names if names.count(name) > 1)
-            raise UnreadableModel(path, f"{twice}: this name is defined twice in one graph")
-    known = {*inputs, *initializers}
-    everything = frozenset(outer | known | set(outputs))
-    unsorted = False
-    for node in graph.node:
+    made = [name for node in graph.node for name in node.output if name]
+    for names in (inputs + made, initializers + made):
+        _check_unique(path, names)
+    scope = ({*inputs, *initializers}, {*inputs, *initializers, *made})
+    late = _check_nodes(path, graph.node, (*outer, scope))
+    for value in graph.output:
+        if not any(value.name in known for known, _ in (*outer, scope)):
+            raise UnreadableModel(path, f"{value.name}: an output that nothing defines")
+        if value.name in made and value.type.HasField("tensor_type"):
+            value.type.tensor_type.ClearField("shape")
+    return late
+
+
+def _check_function(path: Path, function: onnx.FunctionProto) -> None:
+    made = [name for node in function.node for name in node.output if name]
+    _check_unique(path, [*function.input, *made])
+    if _check_nodes(path, function.node, ((set(function.input), {*function.input, *made}),)):
+        raise UnreadableModel(path, f"function {function.name}: a node stands before what it reads")
+
+
+def _check_unique(path: Path, names: list[str]) -> None:
+    if len(set(names)) != len(names):
+        twice = Counter(names).most_common(1)[0][0]
+        raise UnreadableModel(path, f"{twice}: this name is defined twice in one graph")
+
+
+def _check_nodes(path: Path, nodes: Iterable[onnx.NodeProto], scopes: tuple[_Scope, ...]) -> bool:
+    """Whether a node, here or in a body, stands before what it reads."""
+    late = False
+    for node in nodes:
         for name in node.input:
-            if name and name not in everything:
-                raise UnreadableModel(path, f"{name}: node {node.name or node.op_type} reads it, nothing defines it")
-            unsorted |= bool(name) and name in everything and name not in known and name not in outer
+            if not name or any(name in known for known, _ in scopes):
+                continue
+            if not any(name in coming for _, coming in scopes):
+                where = node.name or node.op_type
+                raise UnreadableModel(path, f"{name}: node {where} reads it, nothing defines it")
+            late = True
         for attribute in node.attribute:
             for body in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                _check_graph(path, body, everything)
-        known.update(node.output)
-    for value in graph.output:
-        if value.name not in everything:
-            raise UnreadableModel(path, f"{value.name}: an output that nothing defines")
-        if value.name in outputs and value.type.HasField("tensor_type"):
-            value.type.tensor_type.ClearField("shape")
-    return unsorted
+                late |= _check_graph(path, body, scopes)
+        scopes[-1][0].update(node.output)
+    return late
 
 
 def _flat(path: Path, proto: onnx.ModelProto, unsorted: bool, notes: list[str]) -> onnx.ModelProto:

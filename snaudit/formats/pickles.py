@@ -86,7 +86,10 @@ class Stream:
             out += byte
             if len(out) > limit:
                 self.fail("a name in the pickle is too long")
-        return out.decode("utf-8", "backslashreplace")
+        try:
+            return out.decode()
+        except UnicodeDecodeError:
+            self.fail("a name in the pickle is not UTF-8")
 
     def fail(self, reason: str) -> NoReturn:
         raise UnreadableModel(self.path, reason)
@@ -231,7 +234,10 @@ class Machine:
         self.push(self.memo[index])
 
     def text(self, length: int) -> None:
-        self.push(self.stream.take(length).decode("utf-8", "surrogatepass"))
+        try:
+            self.push(self.stream.take(length).decode("utf-8", "surrogatepass"))
+        except UnicodeDecodeError:
+            self.fail("a text in the pickle is not UTF-8")
 
     def bytes_text(self, length: int) -> None:
         """Python 2's strings: its names are ASCII, but they may hold any bytes."""

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from snaudit.errors import UnreadableModel, UnsupportedModel, UsageError
+from snaudit.errors import UnsupportedModel, UsageError
 from snaudit.formats import exported
 from snaudit.formats.archive import Archive, names, unreadable_where_malformed
 from snaudit.formats.checkpoint import Choice, Leaf, Nest, choose
@@ -52,10 +52,12 @@ def _model(source: Source, format_name: str, opened: _Opened, choice: Choice) ->
                for name, view in choice.tensors.items()}
     notes = (*choice.notes, *opened.notes)
     if opened.foreign:
-        shown = ", ".join(printable(name, 120) for name in opened.foreign[:5]) + (f" (and {len(opened.foreign) - 5} more)" if opened.foreign[5:] else "")
-        notes += (f"foreign globals beside the tensors were neither imported nor called, other loaders might: {shown}",)
+        shown = ", ".join(printable(name, 120) for name in opened.foreign[:5])
+        shown += f" (and {len(opened.foreign) - 5} more)" if opened.foreign[5:] else ""
+        notes += (f"foreign globals beside the tensors were left alone; other loaders may run them: {shown}",)
+    left = (*choice.left_out, *opened.left_out)
     source.check_unchanged()
-    return Model(source.path, format_name, tensors, None, (*choice.left_out, *opened.left_out), notes, (source.record(),))
+    return Model(source.path, format_name, tensors, None, left, notes, (source.record(),))
 
 
 def _tensor(path: Path, name: str, view: View, read: Read) -> Tensor:
@@ -91,8 +93,10 @@ def _big_endian(archive: Archive, root: str) -> bool:
     return order == b"big"
 
 
-def _unpickled(archive: Archive, name: str, rebuilder: Rebuilder, scripted: bool) -> tuple[list[Leaf], list[str]]:
-    """The leaves of one pickle of an archive and the foreign globals it mentions; its storages are checked."""
+def _unpickled(
+    archive: Archive, name: str, rebuilder: Rebuilder, scripted: bool
+) -> tuple[list[Leaf], list[str]]:
+    """The leaves of one pickle and the foreign globals that it mentions; its storages are checked."""
     path, data = archive.source.path, archive.load(name)
     stream = Stream(path, lambda offset, length: data[offset : offset + length], 0, len(data))
     machine = Machine(stream, rebuilder.calls, rebuilder.persistent, is_inert)
@@ -115,8 +119,9 @@ def _open_zip(source: Source) -> _Opened:
     if root + "data.pkl" not in archive:
         shown = ", ".join(repr(name) for name in list(archive.records)[:3])
         if root + "model.json" in archive or any("/.data/extern_modules" in name for name in archive.records):
-            raise UnsupportedModel(source.path, "an archive of torch.package or of a PyTorch before 1.3; save a state dict")
-        raise UnreadableModel(source.path, f"a zip archive without a PyTorch pickle (it holds {shown or 'nothing'})")
+            reason = "an archive of torch.package, or of a PyTorch before 1.3; save a state dict instead"
+            raise UnsupportedModel(source.path, reason)
+        archive.fail(f"a zip archive without a PyTorch pickle (it holds {shown or 'nothing'})")
     scripted = root + "constants.pkl" in archive
     big = _big_endian(archive, root)
     rebuilder = Rebuilder(source.path, root + "data/", big)
@@ -134,7 +139,8 @@ def _open_zip(source: Source) -> _Opened:
         left += [LeftOut("traced_inputs", f"example inputs: {len(traced)} tensors")] if traced else []
     if not archive.checked:
         notes.append(_UNCHECKED)
-    unused = [name for name in archive.records if name.startswith((root + "data/", root + "constants/")) and name not in used]
+    stored = (root + "data/", root + "constants/")
+    unused = [name for name in archive.records if name.startswith(stored) and name not in used]
     if unused:
         left.append(LeftOut(unused[0], f"stored, but no tensor uses it (one of {len(unused)} such records)"))
     reader = lambda key: partial(archive.read, key)  # noqa: E731
@@ -154,14 +160,14 @@ def _read_zip(source: Source, key: str | None, name: str = "torch") -> Model:
 
 def _open_legacy(source: Source) -> _Opened:
     if _is_tar(source):
-        raise UnsupportedModel(source.path, "a tar archive (PyTorch 0.1, or a bundle): load it where it was made "
-                                            "and save its state dict, or unpack it")
+        reason = "a tar archive (PyTorch 0.1, or a bundle): unpack it, or load it and save its state dict"
+        raise UnsupportedModel(source.path, reason)
     rebuilder = Rebuilder(source.path, legacy=True)
     stream = Stream(source.path, source.read, 0, source.size)
     machine = Machine(stream, rebuilder.calls, rebuilder.persistent, is_inert)
     if machine.load() != _MAGIC:
-        raise UnsupportedModel(source.path, "a pickle that torch.save did not write; load it where it was made "
-                                            "and use torch.save(state_dict, PATH)")
+        reason = "a pickle that torch.save did not write: load it and use torch.save(state_dict, PATH)"
+        raise UnsupportedModel(source.path, reason)
     if machine.load() != _PROTOCOL:
         stream.fail("a torch file of an unknown protocol")
     machine.load()  # sizes of C types and the byte order: storages are little-endian whatever it says
@@ -185,7 +191,8 @@ def _places(stream: Stream, storages: Iterable[Storage]) -> dict[str, tuple[int,
     places, at = {}, stream.offset
     for storage in storages:
         if storage.reason:
-            raise UnsupportedModel(stream.path, f"storage {storage.key!r} cannot be passed over: {storage.reason}")
+            reason = f"storage {storage.key!r} cannot be passed over: {storage.reason}"
+            raise UnsupportedModel(stream.path, reason)
         header = Stream(stream.path, stream.read, at, stream.end).take(8)
         if int.from_bytes(header, "little") != storage.count:
             stream.fail(f"storage {storage.key!r} has another length than its tensors say")
@@ -217,7 +224,8 @@ def _read_exported(source: Source, key: str | None) -> Model:
         choice = exported.tensors(archive, root, _big_endian(archive, root))
         notes = ("an exported program: its code was not run; other loaders run it",)
         notes += () if archive.checked else (_UNCHECKED,)
-        return _model(source, PT2.name, _Opened((), (), lambda key: partial(archive.read, key), notes), choice)
+        opened = _Opened((), (), lambda key: partial(archive.read, key), notes)
+        return _model(source, PT2.name, opened, choice)
 
 
 # Patching
@@ -231,7 +239,8 @@ def _grouped(model: Model, changes: Mapping[str, np.ndarray]) -> dict[str, dict[
         view: View = model.tensors[name].place  # type: ignore[assignment]
         group = groups.setdefault(view.storage, {})
         if view in group and group[view].tobytes() != array.tobytes():
-            raise UnsupportedModel(model.path, f"{name!r} and {first[view]!r} are one tensor and would become two")
+            reason = f"{name!r} and {first[view]!r} are one tensor and would become two"
+            raise UnsupportedModel(model.path, reason)
         group[view] = array
         first.setdefault(view, name)
     for group in groups.values():
@@ -252,18 +261,20 @@ def _content(read: Read, size: int, group: Mapping[View, np.ndarray]) -> bytes:
 def _patch_zip(model: Model, changes: Mapping[str, np.ndarray], target: Path) -> tuple[Patched, ...]:
     groups = _grouped(model, changes)
     archive = Archive(Source(model.path))
-    contents = {key: partial(_content, partial(archive.read, key), archive.records[key].size, group)
-                for key, group in groups.items() if key in archive.records}
+    with unreadable_where_malformed(model.path):  # it may be another file by now
+        contents = {key: partial(_content, partial(archive.read, key), archive.records[key].size, group)
+                    for key, group in groups.items() if any(view.size for view in group)}
     return (Patched(None, writer(model.files[0], record_edits(archive, contents))),)
 
 
 def _patch_legacy(model: Model, changes: Mapping[str, np.ndarray], target: Path) -> tuple[Patched, ...]:
     groups = _grouped(model, changes)
-    opened = _open_legacy(Source(model.path))
     edits = []
-    for key, group in groups.items():
-        at, size = opened.places[key]  # type: ignore[index]
-        edits.append(Edit(at, at + size, partial(_content, opened.reader(key), size, group)))
+    with unreadable_where_malformed(model.path):  # it may be another file by now
+        opened = _open_legacy(Source(model.path))
+        for key, group in groups.items():
+            at, size = opened.places[key]  # type: ignore[index]
+            edits.append(Edit(at, at + size, partial(_content, opened.reader(key), size, group)))
     return (Patched(None, writer(model.files[0], edits)),)
 
 
@@ -289,7 +300,9 @@ def _is_pt2(source: Source) -> bool:
 def _is_torch_zip(source: Source) -> bool:
     if source.read_up_to(0, 4) not in (b"PK\3\4", b"PK\5\6") and not _ends_in_zip(source):
         return False
-    return not _is_torchscript(source) and not _is_pt2(source) and (_ends(source, "/data.pkl") or not _ends(source, ".npy"))
+    if _is_torchscript(source) or _is_pt2(source):
+        return False
+    return _ends(source, "/data.pkl") or not _ends(source, ".npy")
 
 
 def _ends_in_zip(source: Source) -> bool:
@@ -299,7 +312,8 @@ def _ends_in_zip(source: Source) -> bool:
 def _is_legacy(source: Source) -> bool:
     head = source.read_up_to(0, 16)
     header = head[5:9] == b"\0\0\0{"  # a safetensors header may be 0x280 bytes long
-    return (head[:1] == b"\x80" and head[1:2] in (b"\2", b"\3", b"\4", b"\5") and not header) or _is_tar(source)
+    pickle = head[:1] == b"\x80" and head[1:2] in (b"\2", b"\3", b"\4", b"\5")
+    return (pickle and not header) or _is_tar(source)
 
 
 TORCH_ZIP = Format("torch", _is_torch_zip, _read_zip, _patch_zip)

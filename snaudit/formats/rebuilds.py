@@ -80,7 +80,8 @@ class Rebuilder:
             self.fail("the pickle names a storage in no known way")
         dtype, reason = STORAGES.get(kind.name, "?"), ""
         if dtype == "?" or kind.module.partition(".")[0] != "torch":
-            reason = SUB_BYTE if kind.name in SUB_BYTE_STORAGES else f"its storage is a {printable(str(kind), 120)}"
+            reason = f"its storage is a {printable(str(kind), 120)}"
+            reason = SUB_BYTE if kind.name in SUB_BYTE_STORAGES else reason
             dtype = ""
         key = self.prefix + key
         told = Storage(key, dtype, count, 0, count, reason)
@@ -119,7 +120,8 @@ class Rebuilder:
         elif storage.dtype and dtype != storage.dtype:
             self.fail(f"a tensor in storage {storage.key!r} has another dtype than its storage")
         if not reason and dtype not in DTYPES:
-            reason = SUB_BYTE if dtype.startswith(("float4", "int", "uint")) else f"its dtype is {printable(dtype, 60) or 'untyped'}"
+            reason = f"its dtype is {printable(dtype, 60) or 'untyped'}"
+            reason = SUB_BYTE if dtype.startswith(("float4", "int", "uint")) else reason
         if reason:
             return Unread(reason, shape)
         width = dtype_of(dtype).itemsize
@@ -157,7 +159,9 @@ class Rebuilder:
             return Opaque(str(function) if type(function) is Global else "an object", [*arguments])
         value = self.calls[str(function)](inner)
         plain = type(kind) is Global and str(kind) in PLAIN_CLASSES
-        return value if plain or type(value) is not View else Unread(f"it is of the tensor subclass {printable(str(kind), 120)}", value.shape)
+        if plain or type(value) is not View:
+            return value
+        return Unread(f"it is of the tensor subclass {printable(str(kind), 120)}", value.shape)
 
     def size(self, arguments: tuple[Any, ...]) -> Any:
         """torch.Size, a tuple."""

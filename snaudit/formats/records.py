@@ -51,7 +51,7 @@ class _New:
         if self.archive.checked:
             out += [_edit(self.archive, field, lambda: self._made() and self.crc) for field in record.crcs]
         if record.method == DEFLATED:
-            out += [_edit(self.archive, field, lambda: self._made() and self.length) for field in record.packeds]
+            out += [_edit(self.archive, at, lambda: self._made() and self.length) for at in record.packeds]
         return out
 
     def _made(self) -> bool:
@@ -77,7 +77,7 @@ def _edit(archive: Archive, field: Field, value: Callable[[], int]) -> Edit:
     def make() -> bytes:
         number = value()
         if number >= 1 << 8 * field.width:
-            raise UnsupportedModel(archive.source.path, "its records, deflated anew, would need the zip64 form")
+            raise UnsupportedModel(archive.source.path, "deflated anew, it would need the zip64 form")
         return field.pack(number)
 
     return Edit(field.at, field.at + field.width, make)

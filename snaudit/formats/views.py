@@ -55,7 +55,7 @@ def is_layout(shape: object, strides: object) -> bool:
 
 
 def gather(view: View, read: Callable[[int, int], bytes]) -> np.ndarray:
-    """The view's values; `read(offset, length)` gives bytes of the storage, of which only its span is read."""
+    """The view's values; `read(offset, length)` gives bytes of the storage, and only its span is read."""
     dtype = dtype_of(view.dtype)
     if not view.size:
         return np.zeros(view.shape, dtype)

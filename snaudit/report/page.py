@@ -72,7 +72,8 @@ class Page:
 
     def line(self, *parts: tuple[str, str]) -> None:
         """One line of (text, style) parts, never wrapped: one fact, one line, for grep."""
-        self._console.print(Text.assemble(*((self.plain(text), style) for text, style in parts)), soft_wrap=True)
+        whole = Text.assemble(*((self.plain(text), style) for text, style in parts))
+        self._console.print(whole, soft_wrap=True)
 
     def blank(self) -> None:
         """An empty line."""

@@ -46,7 +46,8 @@ def fold(layers: Iterable[LayerResult], unfold: bool = False) -> tuple[Run, ...]
     """
     groups: dict[object, list[LayerResult]] = {}
     for layer in layers:
-        alike: object = (tuple(_NUMBER.split(layer.name)[::2]), layer.op, layer.shape, layer.dtype, layer.uses)
+        words = tuple(_NUMBER.split(layer.name)[::2])
+        alike: object = (words, layer.op, layer.shape, layer.dtype, layer.uses)
         groups.setdefault(layer.name if unfold else alike, []).append(layer)
     runs: list[Run] = []
     for members in groups.values():

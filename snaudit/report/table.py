@@ -95,7 +95,8 @@ def _card(page: Page, report: Report, wrapper: str) -> None:
              "with graph" if card.graph else "no graph"]  # fmt: skip
     page.paragraph("  " + " · ".join(fact for fact in facts if fact), indent=2)
     if settings.norm != "l2" or settings.method != "auto":
-        page.paragraph(f"  layer norms and the network bound in {settings.norm}, method {settings.method}", indent=2)
+        asked = f"layer norms and the network bound in {settings.norm}, method {settings.method}"
+        page.paragraph(f"  {asked}", indent=2)
     if wrapper:
         page.paragraph(f"  names are shown without their common prefix {wrapper}", "dim", 2)
     for note in card.notes:
@@ -205,7 +206,7 @@ def _columns(
     ]
     if wide:
         cells += [
-            _Cell(Column("grade"), lambda run: run.worst.norm.grade.name.lower() if run.worst.norm.bounded else ""),
+            _Cell(Column("grade"), lambda run: _grade(run.worst.norm)),
             _Cell(Column("method"), lambda run: run.worst.norm.method[:32], "dim"),
             _Cell(Column("stable rank", right=True), lambda run: _optional(run.worst.stable_rank)),
         ]
@@ -231,6 +232,10 @@ def _one_number(bound: Bound, digits: int) -> str:
         return "unbounded"
     tight = bound.upper - bound.lower <= bound.upper * 10.0 ** (1 - digits)
     return ("" if tight else "≤") + at_most(bound.upper, digits)
+
+
+def _grade(bound: Bound) -> str:
+    return bound.grade.name.lower() if bound.bounded else ""
 
 
 def _optional(value: float | None) -> str:
@@ -285,7 +290,8 @@ def _network(page: Page, report: Report) -> None:
     page.blank()
     if bound.bounded:
         seen = f", at least {at_least(bound.lower)}" if bound.lower else ""
-        text = f"at most {at_most(bound.upper)}{seen}, {bound.grade.name}: {GRADE_MEANS[bound.grade]} ({bound.method})"
+        grade = f"{bound.grade.name}: {GRADE_MEANS[bound.grade]}"
+        text = f"at most {at_most(bound.upper)}{seen}, {grade} ({bound.method})"
         page.paragraph(f"network bound ({norm}): {text}", "bold", 2)
         for assumption in network.assumptions:
             page.paragraph(f"  assuming: {assumption}", "", 4)

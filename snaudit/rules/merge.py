@@ -61,7 +61,14 @@ def _with_assumptions(value: Value, parts: Iterable[Value]) -> tuple[Value, ...]
 
 
 def added(step: Step) -> tuple[Value, ...]:
-    """The sum of the branches' (√ΣL² in l2, max in l1 for disjoint sources); constants drop out."""
+    """The sum of the branches' (√ΣL² in l2, max in l1 for disjoint sources); constants drop out.
+
+    An infinite constant is a mask (its entries leave the next Softmax); NaN is no number to add.
+    """
+    for index in range(len(step.inputs)):
+        constant = None if index in step.varying else step.constant(index)
+        if constant is not None and constant.dtype.kind == "f" and np.isnan(constant).any():
+            raise Unbounded(f"{step.node.op_type} with a constant that holds NaN", "repair it", "bad-constant")
     parts = [_copied(step, i) for i in step.varying]
     return _with_assumptions(joint.add(parts, step.norm), parts)
 

@@ -55,7 +55,7 @@ def _epsilon(step: Step, default: float) -> float:
     return epsilon
 
 
-def _normalized(largest: float, epsilon: float, size: int | None, centred: bool, norm: Norm) -> Bound:
+def normalized(largest: float, epsilon: float, size: int | None, centred: bool, norm: Norm) -> Bound:
     """max|γ|/√ε in l2, and in l1 and linf max|γ|/√ε·max_t √(1−t)·(a + b·t), b = (√d − 1)/2.
 
     Row i of P − ẑẑᵀ/d has absolute sum at most a + (|ẑᵢ|(‖ẑ‖₁ − |ẑᵢ|) − ẑᵢ²)/d with a = 2(1 − 1/d)
@@ -80,23 +80,23 @@ def layer_normalization(step: Step) -> tuple[Value, ...]:
 
     J = ΓM/√(v+ε), M = P − ẑẑᵀ/d. M has eigenvalues in [0, 1] and vanishes on 1, so M² ⪯ P and
     ‖ΓM‖² = ‖ΓM²Γ‖ ≤ ‖ΓPΓ‖ = ‖ΓP‖², with equality at v = 0, where the root is smallest too.
-    l1 and linf: see `_normalized`. The mean and the inverse deviation (outputs 2, 3) are not bounded.
+    l1 and linf: see `normalized`. The mean and the inverse deviation (outputs 2, 3) are not bounded.
     """
     if any(o.uses() or o.is_graph_output() for o in step.node.outputs[1:]):
         raise Unbounded("its mean or deviation is used as a value", "use its first output only", "no-rule")
     epsilon = _epsilon(step, 1e-5)
     scale = _constant(step, 1, "the scale").ravel()
-    size = _normalized_size(step)
+    size = normalized_size(step)
     value = step.data()
     centred = step.node.op_type == "LayerNormalization"
     if centred and step.norm == "l2" and size == scale.size:
         gain = at_most(outward(projected(scale) / math.sqrt(epsilon)), "‖diag(γ)P‖/√ε")
     else:
-        gain = _normalized(float(np.abs(scale).max(initial=0.0)), epsilon, size, centred, step.norm)
+        gain = normalized(float(np.abs(scale).max(initial=0.0)), epsilon, size, centred, step.norm)
     return (through(value, gain),) * len(step.node.outputs)
 
 
-def _normalized_size(step: Step) -> int | None:
+def normalized_size(step: Step) -> int | None:
     shape = step.shape(0)
     if shape is None:
         return None
@@ -129,7 +129,7 @@ def projected(scale: np.ndarray) -> float:
 
 
 def instance_normalization(step: Step) -> tuple[Value, ...]:
-    """max|γ|/√ε times the input's in l2, attained at constant input; l1 and linf as `_normalized`.
+    """max|γ|/√ε times the input's in l2, attained at constant input; l1 and linf as `normalized`.
 
     Each channel of each image is normalized by itself: block diagonal, blocks γ_c(P − ẑẑᵀ/d)/√(v+ε).
     """
@@ -137,20 +137,20 @@ def instance_normalization(step: Step) -> tuple[Value, ...]:
     scale = _constant(step, 1, "the scale")
     shape = step.shape(0)
     size = None if shape is None or None in shape[2:] else math.prod(shape[2:])
-    gain = _normalized(float(np.abs(scale).max(initial=0.0)), epsilon, size, True, step.norm)
+    gain = normalized(float(np.abs(scale).max(initial=0.0)), epsilon, size, True, step.norm)
     return (through(step.data(), gain),)
 
 
 def group_normalization(step: Step) -> tuple[Value, ...]:
     """max|γ|/√ε times the input's in l2 (γ for each channel, or each group in opset 18).
 
-    Blocks are the groups of each image: ‖Γ(P − ẑẑᵀ/d)‖ ≤ max|γ|. l1 and linf as `_normalized`.
+    Blocks are the groups of each image: ‖Γ(P − ẑẑᵀ/d)‖ ≤ max|γ|. l1 and linf as `normalized`.
     """
     epsilon = _epsilon(step, 1e-5)
     scale = _constant(step, 1, "the scale")
     shape, groups = step.shape(0), step.attribute("num_groups")
     size = None if shape is None or None in shape[1:] else math.prod(shape[1:]) // int(groups)
-    gain = _normalized(float(np.abs(scale).max(initial=0.0)), epsilon, size, True, step.norm)
+    gain = normalized(float(np.abs(scale).max(initial=0.0)), epsilon, size, True, step.norm)
     return (through(step.data(), gain),)
 
 

@@ -29,7 +29,7 @@ def _entries(step: Step) -> int | None:
         return None if shape is None or None in shape else math.prod(shape)
     if shape is None:
         return None
-    sizes = [shape[int(a)] for a in axes]
+    sizes = [shape[axis] for axis in {int(a) % len(shape) for a in axes}]
     return None if None in sizes else math.prod(sizes)
 
 

@@ -1,0 +1,161 @@
+"""What the commands' options are called, may be, and say. Defaults stand in the commands."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+MEASURING, SHOWING, LIMITS, WRITING = "Measuring", "Output", "Limits", "Writing"
+
+
+class Norm(StrEnum):
+    l2 = "l2"
+    linf = "linf"
+    l1 = "l1"
+
+
+class Method(StrEnum):
+    auto = "auto"
+    svd = "svd"
+    certificate = "certificate"
+    power = "power"
+
+
+class Device(StrEnum):
+    cpu = "cpu"
+    cuda = "cuda"
+    auto = "auto"
+
+
+class Order(StrEnum):
+    sigma = "sigma"
+    order = "order"
+
+
+class Format(StrEnum):
+    table = "table"
+    json = "json"
+    csv = "csv"
+
+
+class OutcomeFormat(StrEnum):
+    table = "table"
+    json = "json"
+
+
+class Measure(StrEnum):
+    operator = "operator"
+    matrix = "matrix"
+
+
+class Accept(StrEnum):
+    computed = "computed"
+    estimated = "estimated"
+    assumed = "assumed"
+
+
+class Undecided(StrEnum):
+    fail = "fail"
+    warn = "warn"
+
+
+def option(panel: str, *names: str, help: str, **more: Any) -> Any:
+    """A Typer option in a panel of the help."""
+    return typer.Option(*names, help=help, rich_help_panel=panel, **more)
+
+
+MODEL_HELP = "A model file, or a folder that holds one."
+WHICH_HELP = "Only layers whose name matches (*, ?, or a dotted part); repeatable."
+ModelArgument = Annotated[Path, typer.Argument(metavar="MODEL", show_default=False, help=MODEL_HELP)]
+
+# measuring
+Key = Annotated[
+    str | None, option(MEASURING, "--key", metavar="KEY", help="Entry of a nested checkpoint to take.")
+]
+NormChoice = Annotated[
+    Norm, option(MEASURING, "--norm", help="Norm of the layers' and the network's bounds.")
+]
+MethodChoice = Annotated[
+    Method, option(MEASURING, "--method", help="How to enclose a norm; auto picks the best that fits.")
+]
+Iterations = Annotated[
+    int, option(MEASURING, "--iterations", min=1, help="Steps of the power-iteration estimate.")
+]
+Seed = Annotated[int, option(MEASURING, "--seed", min=0, help="Seed of all random starts.")]
+DeviceChoice = Annotated[
+    Device, option(MEASURING, "--device", help="Where to compute; cuda needs torch.")
+]
+Spectrum = Annotated[bool, option(MEASURING, "--spectrum", help="All singular values, in the JSON.")]
+Layers = Annotated[
+    list[str] | None,
+    option(MEASURING, "--layers", metavar="PATTERN", show_default=False, help=WHICH_HELP),
+]
+Skip = Annotated[
+    list[str] | None,
+    option(MEASURING, "--skip", metavar="PATTERN", show_default=False,
+           help="Not the layers whose name matches; repeatable."),
+]  # fmt: skip
+
+# output
+Every = Annotated[bool, option(SHOWING, "--all", help="List every layer and every gap, nothing folded.")]
+Sort = Annotated[Order, option(SHOWING, "--sort", help="Largest σ first, or the file's order.")]
+FormatChoice = Annotated[Format, option(SHOWING, "--format", help="Form of the report.")]
+OutcomeChoice = Annotated[OutcomeFormat, option(SHOWING, "--format", help="Form of the summary.")]
+Output = Annotated[
+    Path | None,
+    option(SHOWING, "--output", "-o", metavar="FILE", show_default=False,
+           help="Write the report to FILE instead of stdout."),
+]  # fmt: skip
+
+# limits
+Cap = Annotated[
+    float,
+    option(LIMITS, "--max-sigma", metavar="S", show_default=False,
+           help="The cap that no chosen layer may exceed."),
+]  # fmt: skip
+CapMeasure = Annotated[
+    Measure,
+    option(LIMITS, "--measure", help="Cap the operator that a layer applies, or its reshaped weight."),
+]
+Normalize = Annotated[bool, option(LIMITS, "--normalize", help="Bring all to the cap, also from below.")]
+MaxSigma = Annotated[
+    float | None,
+    option(LIMITS, "--max-sigma", metavar="S", show_default=False, help="No layer may stretch more."),
+]
+MaxLipschitz = Annotated[
+    float | None,
+    option(LIMITS, "--max-lipschitz", metavar="L", show_default=False,
+           help="The network as a whole may not stretch more."),
+]  # fmt: skip
+LimitMeasure = Annotated[
+    Measure,
+    option(LIMITS, "--measure", help="What --max-sigma limits: the operator, or the reshaped weight."),
+]
+AcceptChoice = Annotated[
+    Accept,
+    option(LIMITS, "--accept",
+           help="The least grade that may pass; assumed passes all that is below its limit."),
+]  # fmt: skip
+UndecidedChoice = Annotated[
+    Undecided, option(LIMITS, "--undecided", help="What a limit neither proved nor violated does.")
+]
+
+# writing
+ModelOrNone = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="MODEL",
+        show_default=False,
+        help=r"Default: `model` in \[tool.snaudit] of pyproject.toml, else the folder's only model.",
+    ),
+]
+Target = Annotated[
+    Path | None,
+    option(WRITING, "--output", "-o", metavar="OUT", show_default=False,
+           help="The new model; default MODEL.constrained.EXT."),
+]  # fmt: skip
+Force = Annotated[bool, option(WRITING, "--force", help="Replace OUT if it exists.")]
+DryRun = Annotated[bool, option(WRITING, "--dry-run", help="Show the table, write nothing.")]

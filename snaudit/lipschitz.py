@@ -1,0 +1,377 @@
+"""compose(graph, norms of its layers) → a bound of the network: one walk, one lookup for each node."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+
+from snaudit import joint, patterns, rules
+from snaudit.bound import UNBOUNDED, Bound, Norm, at_most, chain, exactly
+from snaudit.findings import Gap
+from snaudit.patterns import Shortcut
+from snaudit.rules.interface import CONSTANT, Step, Unbounded, Value
+
+__all__ = ["Composition", "Shortcut", "compose"]
+
+RANDOM = frozenset({"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial"})
+SHAPE_ONLY = frozenset({"Shape", "Size"})
+_EVAL = "export the model in eval mode, or take the randomness out of it"
+_MALFORMED = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
+
+
+@dataclass(frozen=True, slots=True)
+class Composition:
+    """The network's bound: all outputs jointly, with respect to all real inputs jointly.
+
+    outputs       each graph output by itself
+    gaps          the nodes at which the bound ends; empty if it is finite
+    assumptions   what the bound is about (which inputs vary) and what it takes for granted
+    contributions (name, factor) of each layer and op that scales the bound, in the graph's order
+    """
+
+    bound: Bound
+    outputs: tuple[tuple[str, Bound], ...]
+    gaps: tuple[Gap, ...]
+    assumptions: tuple[str, ...]
+    contributions: tuple[tuple[str, float], ...]
+
+
+@dataclass(slots=True)
+class _Walk:
+    """What is known so far of each value that the outputs depend on."""
+
+    model: ir.Model
+    norm: Norm
+    operators: Mapping[ir.Value, Bound]
+    names: Mapping[ir.Value, str]
+    shortcuts: dict[ir.Value, list[Shortcut]]
+    fold: Callable[[ir.Value], np.ndarray | None]
+    inputs: frozenset[ir.Value]
+    values: dict[ir.Value, Value] = field(default_factory=dict)
+    taken: dict[ir.Value, Shortcut] = field(default_factory=dict)
+    gaps: dict[ir.Value, Gap] = field(default_factory=dict)
+    integers: set[ir.Value] = field(default_factory=set)
+    """Constant values that are computed from the numbers in an integer input."""
+    embeddings: list[str] = field(default_factory=list)
+
+
+def compose(
+    model: ir.Model,
+    norm: Norm,
+    operators: Mapping[ir.Value, Bound],
+    names: Mapping[ir.Value, str],
+    shortcuts: Sequence[Shortcut] = (),
+    fold: Callable[[ir.Value], np.ndarray | None] = lambda value: None,
+) -> Composition:
+    """The network's bound by composition: Lip(f∘g) ≤ Lip f·Lip g at every node of the DAG.
+
+    operators  for a node's first output, the measured norm of the node's own linear map
+    names      for a node's first output, the layer's name
+    shortcuts  measured bounds past several nodes; each value keeps the lesser of rule and shortcut
+    fold       the array of a constant value, or None
+
+    A node without a rule, or whose rule refuses, leaves its outputs unbounded and becomes a Gap; the
+    walk goes on, so all gaps are found. Only nodes that the outputs depend on count, and a node that
+    a shortcut passes does not.
+    """
+    walk = _Walk(model, norm, operators, names, {}, fold, frozenset(model.graph.inputs))
+    for shortcut in shortcuts:
+        walk.shortcuts.setdefault(shortcut.output, []).append(shortcut)
+    order = list(_order(walk, model.graph.outputs))
+    for node in order:
+        _visit(walk, node)
+    return _conclude(walk, order)
+
+
+def _order(walk: _Walk, outputs: Sequence[ir.Value]) -> Iterator[ir.Node]:
+    """The nodes that the outputs depend on, each once, after all that it depends on."""
+    done: set[ir.Node] = set()
+    stack: list[tuple[ir.Node, bool]] = []
+    for output in outputs:
+        if output.producer() is not None:
+            stack.append((output.producer(), False))
+        while stack:
+            node, ready = stack.pop()
+            if ready:
+                yield node
+            elif node not in done:
+                done.add(node)
+                stack.append((node, True))
+                producers = (value.producer() for value in _reads(walk, node))
+                stack.extend((p, False) for p in producers if p is not None and p not in done)
+
+
+def _reads(walk: _Walk, node: ir.Node) -> list[ir.Value]:
+    """All values that a node's outputs depend on: its inputs and what its bodies take from outside."""
+    found = [value for value in node.inputs if value is not None]
+    if node.op_type == "If" and _default(node):
+        return found + [value for branch in _branches(walk, node) for value in branch.outputs]
+    for graph in _bodies(node):
+        inner = set(ir.traversal.RecursiveGraphIterator(graph))
+        own = {*graph.inputs, *(v for body in _all_graphs(inner) for v in body.inputs)}
+        used = [*graph.outputs, *(v for n in inner for v in n.inputs if v is not None)]
+        for value in used:
+            if value not in own and (value.producer() is None or value.producer() not in inner):
+                found.append(value)
+    return found
+
+
+def _bodies(node: ir.Node) -> list[ir.Graph]:
+    kinds = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+    found = [a.value for a in node.attributes.values() if not a.is_ref() and a.type in kinds]
+    return [graph for value in found for graph in (value if isinstance(value, (list, tuple)) else (value,))]
+
+
+def _all_graphs(nodes: set[ir.Node]) -> list[ir.Graph]:
+    return [graph for node in nodes for graph in _bodies(node)]
+
+
+def _branches(walk: _Walk, node: ir.Node) -> list[ir.Graph]:
+    """The branches of an If that may run: one, where its condition is a known constant."""
+    both = [node.attributes[name].as_graph() for name in ("then_branch", "else_branch")]
+    condition = walk.fold(node.inputs[0])
+    if condition is None or condition.size != 1:
+        return both
+    return [both[0] if bool(condition.ravel()[0]) else both[1]]
+
+
+def _default(node: ir.Node) -> bool:
+    return node.domain in ("", "ai.onnx")
+
+
+def _where(node: ir.Node) -> str:
+    return next(n for n in (node.name, *(o.name for o in node.outputs), node.op_type) if n)
+
+
+def _value(walk: _Walk, value: ir.Value) -> Value:
+    """What is known of a value; values that no node makes are judged here, once."""
+    if value not in walk.values:
+        walk.values[value] = _root(walk, value)
+    return walk.values[value]
+
+
+def _root(walk: _Walk, value: ir.Value) -> Value:
+    if value.const_value is not None or "tensor" in value.meta or value.is_initializer():
+        return CONSTANT
+    name = value.name or "?"
+    if value not in walk.inputs:  # a cycle, or a value that nothing makes
+        walk.gaps[value] = Gap("malformed", name, "graph", "a value that is used before it is made", "repair the model")
+        return Value(UNBOUNDED, frozenset({f"<{name}>"}))
+    if value.type is not None and not isinstance(value.type, ir.TensorType):
+        reason = "a graph input that is no tensor (a sequence or an optional)"
+        walk.gaps[value] = Gap("no-rule", name, "input", reason, "export the model with tensor inputs")
+        return Value(UNBOUNDED, frozenset({name}))
+    if value.dtype is not None and not value.dtype.is_floating_point():
+        walk.integers.add(value)
+        return CONSTANT
+    return Value(exactly(1.0, "input"), frozenset({name}))
+
+
+def _visit(walk: _Walk, node: ir.Node) -> None:
+    """Judge a node's outputs, by its rule and by the shortcuts that end at it."""
+    reads = _reads(walk, node)
+    known = [_value(walk, value) for value in reads]
+    if not (_default(node) and node.op_type in SHAPE_ONLY) and any(v in walk.integers for v in reads):
+        walk.integers.update(node.outputs)
+    try:
+        results = _judge(walk, node, reads, known)
+        gap = None
+    except Unbounded as refusal:
+        results, gap = (), Gap(refusal.code, _where(node), node.op_type, str(refusal), refusal.remedy)
+    except _MALFORMED as error:
+        reason = f"its attributes or inputs make no sense ({type(error).__name__})"
+        results, gap = (), Gap("malformed", _where(node), node.op_type, reason, "repair the node")
+    if gap is None and len(results) < len(node.outputs):
+        reason = f"output {len(results)} has no rule"
+        gap = Gap("no-rule", _where(node), node.op_type, reason, "use its first output only")
+    sources = frozenset().union(*(v.sources for v in known)) or frozenset({f"<{_where(node)}>"})
+    for index, output in enumerate(node.outputs):
+        if index < len(results):
+            walk.values[output] = results[index]
+        else:
+            walk.values[output] = Value(UNBOUNDED, sources)
+            walk.gaps[output] = gap
+    if any(not v.is_constant for v in known):
+        _shorten(walk, node)
+
+
+def _shorten(walk: _Walk, node: ir.Node) -> None:
+    """Take the shortcuts to a node's outputs that are better than its rule's result."""
+    opset = walk.model.graph.opset_imports.get("", 0)
+    written_out = list(patterns.find(node, walk.fold, walk.norm, opset))
+    for shortcut in (*(s for o in node.outputs for s in walk.shortcuts.get(o, ())), *written_out):
+        source, current = _value(walk, shortcut.source), walk.values[shortcut.output]
+        if source.jumps or current.jumps or source.is_constant or not shortcut.bound.bounded:
+            continue
+        short = chain(source.lip, shortcut.bound)
+        trusted = not current.lip.bounded or short.grade >= current.lip.grade
+        if (short.upper < current.lip.upper and trusted) or not current.lip.bounded:
+            walk.values[shortcut.output] = Value(short, source.sources)
+            walk.taken[shortcut.output] = shortcut
+
+
+def _judge(walk: _Walk, node: ir.Node, reads: list[ir.Value], known: list[Value]) -> tuple[Value, ...]:
+    """The Values of a node's outputs. Raises Unbounded."""
+    op, domain = node.op_type, "" if _default(node) else node.domain
+    if any(key[0] in (node.domain, domain) and key[1] == op for key in walk.model.functions):
+        raise Unbounded("a function of the model's own is not looked into yet", "inline the model's functions", "no-rule")
+    nested = [n for graph in _bodies(node) for n in ir.traversal.RecursiveGraphIterator(graph)]
+    if any(_default(n) and n.op_type in RANDOM for n in (node, *nested) if op != "If"):
+        raise Unbounded(f"{op} is random: it has no one value", _EVAL, "random")
+    varying = [value for value in known if not value.is_constant]
+    if not varying and not (not domain and op in ("Dropout", "If")):
+        return _constant(walk, node)
+    if not domain and op in SHAPE_ONLY:
+        return (CONSTANT,)
+    if not domain and op == "If":
+        return _chosen(walk, node)
+    row = rules.lookup(domain, op)
+    if row is None or walk.norm not in row.norms or nested:
+        raise _unknown(node, op, domain)
+    jumps = [value.jumps for value in varying if value.jumps]
+    if len(jumps) == len(varying) and jumps:
+        sources = frozenset().union(*(value.sources for value in varying))
+        return (Value(UNBOUNDED, sources, jumps=jumps[0]),) * len(node.outputs)
+    if jumps:
+        raise Unbounded(
+            f"{op} uses {jumps[0]}, a step function of the network's input",
+            "replace the step by a continuous function, or take it out of the model",
+            "step",
+        )
+    inputs = tuple(None if v is None else _value(walk, v) for v in node.inputs)
+    opset = walk.model.graph.opset_imports.get(domain) or walk.model.graph.opset_imports.get("ai.onnx", 0)
+    if not opset and not domain:
+        raise Unbounded("the model does not say its opset", "repair the model", "malformed")
+    return row.rule(Step(node, inputs, walk.norm, opset, walk.operators.get(node.outputs[0]), walk.fold))
+
+
+def _unknown(node: ir.Node, op: str, domain: str) -> Unbounded:
+    if not domain and op in ("Loop", "Scan"):
+        return Unbounded(f"{op} repeats its body", "export with a fixed number of steps, unrolled", "control-flow")
+    name = f"{domain}.{op}" if domain else op
+    return Unbounded(f"no rule for {name}", "use standard ONNX ops, or write a rule (docs)", "no-rule")
+
+
+def _constant(walk: _Walk, node: ir.Node) -> tuple[Value, ...]:
+    """CONSTANT for each output, but for an embedding: rows of a table that an integer input picks."""
+    if _default(node) and node.op_type == "Gather":
+        table, index = node.inputs[:2]
+        kind = table.dtype or node.outputs[0].dtype
+        real = kind is None or kind.is_floating_point()
+        if index in walk.integers and table not in walk.integers and real:
+            name = _where(node)
+            walk.embeddings.append(name)
+            return (Value(exactly(1.0, "embedding"), frozenset({f"embedding {name}"})),)
+    return (CONSTANT,) * len(node.outputs)
+
+
+def _chosen(walk: _Walk, node: ir.Node) -> tuple[Value, ...]:
+    """An If whose condition does not vary: the larger of the branches that may run."""
+    if not _value(walk, node.inputs[0]).is_constant:
+        raise Unbounded("a condition that depends on the network's input switches between two functions",
+                        "take the condition out of the model", "control-flow")  # fmt: skip
+    branches = [[_value(walk, value) for value in graph.outputs] for graph in _branches(walk, node)]
+    return tuple(_larger(pair) for pair in zip(*branches, strict=True))
+
+
+def _larger(values: Sequence[Value]) -> Value:
+    if all(value.is_constant for value in values):
+        return CONSTANT
+    sources = frozenset().union(*(value.sources for value in values))
+    jumps = next((value.jumps for value in values if value.jumps), None)
+    upper, grade = max(v.lip.upper for v in values), min(v.lip.grade for v in values)
+    return Value(at_most(upper, "the larger branch", grade), sources, jumps)
+
+
+def _conclude(walk: _Walk, order: list[ir.Node]) -> Composition:
+    graph = walk.model.graph
+    finals = [_final(walk, output) for output in graph.outputs]
+    reached = _reached(walk, graph.outputs)
+    gaps = [walk.gaps[v] for v in reached if v.producer() is None and v in walk.gaps]
+    for node in order:
+        gaps += [walk.gaps[o] for o in node.outputs if o in reached and o in walk.gaps and o not in walk.taken]
+    stacked = joint.stack(finals, walk.norm)
+    bound = stacked.lip
+    if not any(not value.is_constant for value in finals):
+        gaps.append(Gap("no-real-input", graph.name or "graph", "graph", "no output depends on a real-valued input",
+                        "audit the part of the model after its integer inputs"))  # fmt: skip
+        bound = UNBOUNDED
+    gaps += [walk.gaps[o] for o in graph.outputs if walk.values[o].jumps and o in walk.gaps]
+    return Composition(
+        bound if bound.bounded else UNBOUNDED,
+        tuple((o.name or "?", f.lip) for o, f in zip(graph.outputs, finals, strict=True)),
+        tuple(dict.fromkeys(gaps)),
+        _assumptions(walk, order, reached, stacked),
+        tuple(_contributions(walk, order, reached)),
+    )
+
+
+def _final(walk: _Walk, output: ir.Value) -> Value:
+    """What is known of a graph output; a step function has no bound there either."""
+    value = _value(walk, output)
+    if value.jumps is None:
+        return value
+    op = output.producer().op_type if output.producer() is not None else "output"
+    reason = f"output {output.name} is a step function of the network's input"
+    walk.gaps[output] = Gap("step", value.jumps, op, reason, "take this output out of the model")
+    return Value(UNBOUNDED, value.sources)
+
+
+def _reached(walk: _Walk, outputs: Sequence[ir.Value]) -> dict[ir.Value, None]:
+    """The values that the bound rests on: behind a shortcut only its source."""
+    reached: dict[ir.Value, None] = {}
+    stack = list(outputs)
+    while stack:
+        value = stack.pop()
+        if value in reached or _value(walk, value).is_constant:
+            continue
+        reached[value] = None
+        if value in walk.taken:
+            stack.append(walk.taken[value].source)
+        elif value.producer() is not None:
+            stack.extend(_reads(walk, value.producer()))
+    return reached
+
+
+def _assumptions(
+    walk: _Walk, order: list[ir.Node], reached: dict[ir.Value, None], stacked: Value
+) -> tuple[str, ...]:
+    graph = walk.model.graph
+    found = []
+    real = [v.name or "?" for v in graph.inputs if v.name in stacked.sources]
+    held = [v.name or "?" for v in graph.inputs if v in walk.integers]
+    if len(real) > 1:
+        found.append(f"the real inputs {', '.join(real)} vary together: one norm over all of them")
+    if held:
+        found.append(f"the integer inputs {', '.join(held)} are held fixed")
+    embeddings = [name for name in walk.embeddings if f"embedding {name}" in stacked.sources]
+    if embeddings:
+        found.append(f"the bound starts at the output of the embedding {', '.join(embeddings)}")
+    if len(graph.outputs) > 1:
+        found.append(f"the {len(graph.outputs)} outputs count together: one norm over all of them")
+    for node in order:
+        found += [s for o in node.outputs if o in reached and o not in walk.taken for s in walk.values[o].assumes]
+    return tuple(dict.fromkeys(found))
+
+
+def _contributions(
+    walk: _Walk, order: list[ir.Node], reached: dict[ir.Value, None]
+) -> Iterator[tuple[str, float]]:
+    """The factors along the way: each layer's norm, each shortcut's, and what other ops multiply by."""
+    for node in order:
+        output = next((o for o in node.outputs if o in reached), None)
+        if output is None:
+            continue
+        name = walk.names.get(output) or _where(node)
+        varying = [v for v in map(walk.values.get, node.inputs) if v is not None and not v.is_constant]
+        if output in walk.taken:
+            yield walk.taken[output].name, walk.taken[output].bound.upper
+        elif output in walk.operators:
+            yield name, walk.operators[output].upper
+        elif len(varying) == 1 and varying[0].lip.bounded and walk.values[output].lip.bounded:
+            before, after = varying[0].lip.upper, walk.values[output].lip.upper
+            if before > 0.0 and abs(after / before - 1.0) > 1e-9:
+                yield name, after / before

@@ -1,0 +1,299 @@
+"""Activations and normalizations that exporters write out in parts: shortcuts past their products.
+
+x·σ(x) is a product of two varying values to the op rules, but a function of one value with a known
+slope. Each matcher looks at one node and, backwards, at what it is made of; the match is exact, and
+the slope holds for the constants found, not for those expected.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from snaudit.bound import Bound, Norm, at_most, up
+from snaudit.rules.interface import Unbounded
+from snaudit.rules.normalization import normalized
+from snaudit.rules.pointwise import GELU_ERF, GELU_TANH, MISH, SILU
+
+Fold = Callable[[ir.Value], np.ndarray | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Shortcut:
+    """`output` is a function of `source` alone, with this Lipschitz bound; `name` is for display."""
+
+    output: ir.Value
+    source: ir.Value
+    bound: Bound
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Graph:
+    """What the matchers ask of a graph: producers, scalars, linear chains."""
+
+    fold: Fold
+    norm: Norm
+    opset: int
+
+    def made(self, value: ir.Value | None, *ops: str) -> ir.Node | None:
+        """The node that makes a value, if it is one of the default domain's `ops`."""
+        node = None if value is None else value.producer()
+        if node is None or node.domain not in ("", "ai.onnx") or node.op_type not in ops:
+            return None
+        return node if all(v is not None for v in node.inputs[:1]) else None
+
+    def scalar(self, value: ir.Value | None) -> float | None:
+        """The number that a constant of one finite entry holds."""
+        array = None if value is None else self.fold(value)
+        if array is None or array.size != 1 or array.dtype.kind not in "fiu":
+            return None
+        number = float(array.ravel()[0])
+        return number if math.isfinite(number) else None
+
+    def split(self, node: ir.Node) -> Iterator[tuple[ir.Value, ir.Value]]:
+        """Both orders of a node's two inputs."""
+        if len(node.inputs) == 2 and None not in node.inputs:
+            yield node.inputs[0], node.inputs[1]
+            yield node.inputs[1], node.inputs[0]
+
+    def scales(self, value: ir.Value) -> list[tuple[ir.Value, float]]:
+        """All (r, a) with value = a·r by a chain of multiplications with scalars, nearest first."""
+        found, scale = [(value, 1.0)], 1.0
+        for _ in range(8):
+            node = self.made(value, "Mul", "Div")
+            step = None
+            if node is not None:
+                for data, other in self.split(node):
+                    number = self.scalar(other)
+                    if number is not None and (node.op_type == "Mul" or (data is node.inputs[0] and number != 0)):
+                        step = data, number if node.op_type == "Mul" else 1.0 / number
+                        break
+            if step is None:
+                break
+            value, scale = step[0], scale * step[1]
+            found.append((value, scale))
+        return found
+
+    def plus(self, value: ir.Value | None) -> tuple[ir.Value, float] | None:
+        """(r, c) where value = r + c with a scalar c."""
+        node = self.made(value, "Add")
+        for data, other in self.split(node) if node is not None else ():
+            number = self.scalar(other)
+            if number is not None:
+                return data, number
+        return None
+
+    def clip(self, value: ir.Value) -> tuple[ir.Value, float, float] | None:
+        """(r, low, high) where value = Clip(r, low, high), both finite numbers."""
+        node = self.made(value, "Clip")
+        if node is None:
+            return None
+        if self.opset < 11:
+            limits = [node.attributes[name].value if name in node.attributes else None for name in ("min", "max")]
+        else:
+            limits = [self.scalar(v) for v in (*node.inputs[1:3], None, None)[:2]]
+        if None in limits or limits[0] > limits[1]:
+            return None
+        return node.inputs[0], float(limits[0]), float(limits[1])
+
+
+def find(node: ir.Node, fold: Fold, norm: Norm, opset: int) -> Iterator[Shortcut]:
+    """The shortcuts that end at a node's first output."""
+    if node.domain not in ("", "ai.onnx"):
+        return
+    graph = _Graph(fold, norm, opset)
+    for matcher in _MATCHERS.get(node.op_type, ()):
+        for source, gain, name in matcher(graph, node):
+            if math.isfinite(gain):
+                yield Shortcut(node.outputs[0], source, at_most(gain, name), name)
+
+
+_Found = Iterator[tuple[ir.Value, float, str]]
+
+
+def _gate(graph: _Graph, node: ir.Node) -> _Found:
+    """a·r times b·g(r): the slope of x·g(x) times |a·b|."""
+    for left, right in graph.split(node):
+        roots = graph.scales(left)
+        for gate, factor in graph.scales(right):
+            for name, inner, slope in _gates(graph, gate):
+                for root, scale in roots:
+                    if root is inner:
+                        yield root, _rounded(abs(scale * factor) * slope), name
+
+
+def _gates(graph: _Graph, gate: ir.Value) -> Iterator[tuple[str, ir.Value, float]]:
+    """(name, r, sup|(x·g(x))'|) for each way to read `gate` as g(r).
+
+    sup|(x·g(kx))'| = sup|(x·g(x))'| for any scale k ≠ 0; for k = 0 it is |g(0)|, which is smaller.
+    """
+    node = graph.made(gate, "Sigmoid")
+    if node is not None:
+        for root, _ in graph.scales(node.inputs[0]):
+            yield "SiLU", root, SILU
+    node = graph.made(gate, "HardSigmoid")
+    if node is not None:  # x·clip(αx + β, 0, 1): slopes −β and 2 − β at the ends of the line, 0 and 1 outside
+        beta = node.attributes["beta"].value if "beta" in node.attributes else 0.5
+        yield "HardSwish", node.inputs[0], max(1.0, abs(beta), up(abs(2.0 - beta)))
+    clipped = graph.clip(gate)
+    if clipped is not None:
+        inner, low, high = clipped
+        shifted = graph.plus(inner) or (inner, 0.0)
+        ends = (low, high, 2 * low - shifted[1], 2 * high - shifted[1])  # x·clip(x + c, low, high)
+        yield "HardSwish", shifted[0], up(max(abs(end) for end in ends))
+    node = graph.made(gate, "Tanh")
+    softplus = None if node is None else graph.made(node.inputs[0], "Softplus")
+    if softplus is not None:
+        yield "Mish", softplus.inputs[0], MISH
+    plus = graph.plus(gate)
+    if plus is not None and plus[1] == 1.0:
+        yield from _gelu_gates(graph, plus[0])
+
+
+def _gelu_gates(graph: _Graph, value: ir.Value) -> Iterator[tuple[str, ir.Value, float]]:
+    """1 + erf(kx) for any k; 1 + tanh(√(2/π)(x + 0.044715x³)) with those constants to 1e-6."""
+    node = graph.made(value, "Erf")
+    if node is not None:
+        for root, _ in graph.scales(node.inputs[0]):
+            yield "GELU", root, 2.0 * GELU_ERF
+    node = graph.made(value, "Tanh")
+    for inner, scale in graph.scales(node.inputs[0]) if node is not None else ():
+        root = _cubic(graph, inner)
+        if root is not None and abs(scale - math.sqrt(2.0 / math.pi)) < 1e-6:
+            yield "GELU", root, 2.0 * (GELU_TANH + 1e-5)
+
+
+def _cubic(graph: _Graph, value: ir.Value) -> ir.Value | None:
+    """x where value = x + 0.044715·x³ (±1e-6), the cube as Pow or as products.
+
+    A change of the two constants by 1e-6 moves the slope of GELU by less than 1e-5 everywhere: with
+    u = k(x + m·x³), |∂f'/∂k| and |∂f'/∂m| stay below 3 (checked on a grid in the tests).
+    """
+    node = graph.made(value, "Add")
+    for root, rest in graph.split(node) if node is not None else ():
+        for cube, scale in graph.scales(rest):
+            power = graph.made(cube, "Pow")
+            if power is not None and power.inputs[0] is root and graph.scalar(power.inputs[1]) == 3.0 \
+                    and abs(scale - 0.044715) < 1e-6:
+                return root
+    return None
+
+
+def _steeper(graph: _Graph, node: ir.Node) -> _Found:
+    """Max or Min of a·r and b·r is a function of r with slopes a and b (LeakyRelu written out)."""
+    if len(node.inputs) != 2 or None in node.inputs:
+        return
+    for left, a in graph.scales(node.inputs[0]):
+        for right, b in graph.scales(node.inputs[1]):
+            if left is right:
+                yield left, _rounded(max(abs(a), abs(b))), "LeakyRelu"
+
+
+def _axes(graph: _Graph, node: ir.Node) -> tuple[int, ...] | None:
+    """The axes of a reduction that keeps its dimensions; None if they are not known."""
+    keeps = node.attributes["keepdims"].value if "keepdims" in node.attributes else 1
+    if not keeps:
+        return None
+    if "axes" in node.attributes:
+        axes = node.attributes["axes"].value
+    elif len(node.inputs) > 1 and node.inputs[1] is not None:
+        array = graph.fold(node.inputs[1])
+        axes = None if array is None else array.ravel()
+    else:
+        axes = None
+    shape = node.inputs[0].shape
+    if axes is None or len(axes) == 0:
+        return None
+    if shape is not None:
+        axes = [int(axis) % len(shape) for axis in axes]
+    return tuple(sorted({int(axis) for axis in axes}))
+
+
+def _size(value: ir.Value, axes: tuple[int, ...]) -> int | None:
+    if value.shape is None:
+        return None
+    sizes = [value.shape[axis] for axis in axes]
+    return math.prod(sizes) if all(isinstance(d, int) for d in sizes) else None
+
+
+def _centre(graph: _Graph, value: ir.Value | None) -> tuple[ir.Value, tuple[int, ...]] | None:
+    """(x, axes) where value = x − mean(x) over those axes."""
+    node = graph.made(value, "Sub")
+    mean = graph.made(node.inputs[1], "ReduceMean") if node is not None else None
+    if mean is None or mean.inputs[0] is not node.inputs[0]:
+        return None
+    axes = _axes(graph, mean)
+    return None if axes is None else (node.inputs[0], axes)
+
+
+def _centring(graph: _Graph, node: ir.Node) -> _Found:
+    """x − mean(x) is a projection: 1 in l2, 2(1 − 1/k) in l1 and linf for k entries."""
+    found = _centre(graph, node.outputs[0])
+    if found is not None:
+        size = _size(*found)
+        gain = 1.0 if graph.norm == "l2" else 2.0 if size is None else up(up(2.0 * (1.0 - 1.0 / size)))
+        yield found[0], gain, "centring"
+
+
+def _normalizing(graph: _Graph, node: ir.Node) -> _Found:
+    """u/√(mean(u²) + ε) with u = x − mean(x) (LayerNorm) or u = x (RMSNorm): as the op's own rule."""
+    data, root = _quotient(graph, node)
+    deviation = graph.made(root, "Sqrt")
+    plus = graph.plus(deviation.inputs[0]) if deviation is not None else None
+    mean = graph.made(plus[0], "ReduceMean") if plus is not None and plus[1] > 0.0 else None
+    axes = None if mean is None else _axes(graph, mean)
+    square = None if axes is None else _squared(graph, mean.inputs[0])
+    if square is None:
+        return
+    centred, divided = _centre(graph, square), _centre(graph, data)
+    same = divided is not None and divided == centred  # Sub is often exported twice
+    if square is not data and not same:
+        return
+    source, centre_axes = centred or (square, None)
+    for value, is_centred in ((source, True),) if centre_axes == axes else ((square, False),):
+        try:
+            gain = normalized(1.0, plus[1], _size(value, axes), is_centred, graph.norm).upper
+        except Unbounded:
+            continue
+        yield value, gain, "LayerNorm" if is_centred else "RMSNorm"
+
+
+def _quotient(graph: _Graph, node: ir.Node) -> tuple[ir.Value | None, ir.Value | None]:
+    """(u, r) where the node's output is u/r, as Div or as Mul by a reciprocal."""
+    if node.op_type == "Div":
+        return node.inputs[0], node.inputs[1]
+    for data, other in graph.split(node):
+        inverse = graph.made(other, "Reciprocal", "Div")
+        if inverse is not None and inverse.op_type == "Reciprocal":
+            return data, inverse.inputs[0]
+        if inverse is not None and graph.scalar(inverse.inputs[0]) == 1.0:
+            return data, inverse.inputs[1]
+    return None, None
+
+
+def _squared(graph: _Graph, value: ir.Value) -> ir.Value | None:
+    node = graph.made(value, "Pow", "Mul")
+    if node is None or len(node.inputs) != 2:
+        return None
+    if node.op_type == "Mul":
+        return node.inputs[0] if node.inputs[0] is node.inputs[1] else None
+    return node.inputs[0] if graph.scalar(node.inputs[1]) == 2.0 else None
+
+
+def _rounded(gain: float) -> float:
+    """A product of up to twenty rounded factors, enlarged by more than their rounding."""
+    return up(gain * (1.0 + 2.0**-46))
+
+
+_MATCHERS = {
+    "Mul": (_gate, _normalizing),
+    "Div": (_normalizing,),
+    "Sub": (_centring,),
+    "Max": (_steeper,),
+    "Min": (_steeper,),
+}

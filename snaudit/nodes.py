@@ -95,7 +95,7 @@ def _domain(node: ir.Node) -> str:
 
 def _attribute(node: ir.Node, name: str, default: Any) -> Any:
     found = node.attributes.get(name)
-    return default if found is None or isinstance(found, ir.RefAttr) else found.value
+    return default if found is None or found.value is None else found.value
 
 
 def _form(node: ir.Node, index: int) -> Form | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,8 @@ from snaudit.model import Tensor
 
 _MOST_INLINED = 200_000
 _MOST_FILLED = 1 << 28
+_MOST_PROPAGATED = 1 << 16
+_MOST_AXES = 64
 
 
 @dataclass(slots=True)
@@ -180,12 +182,66 @@ def _with_shapes(proto: onnx.ModelProto, notes: list[str]) -> onnx.ModelProto:
     functions = list(proto.functions)
     del proto.functions[:]  # inference would walk a function once a call
     try:
-        inferred = onnx.shape_inference.infer_shapes(proto, check_type=False, strict_mode=False, data_prop=True)
+        inferred = _inferred(proto)
     except Exception as error:  # onnx raises several kinds of its own
         notes.append(f"shapes were not inferred: {_one_line(error)}")
         inferred = proto
     inferred.functions.extend(functions)
     return inferred
+
+
+def _inferred(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """onnx's inference with its propagation of small integers, kept from what lets these explode.
+
+    onnx computes a whole Range, and every Concat of known integers: a file of a few hundred bytes
+    can ask for terabytes. So Ranges are hidden in a foreign domain while integers are propagated,
+    and these are not propagated at all where Concats could make many of them.
+    """
+    infer = partial(onnx.shape_inference.infer_shapes, check_type=False, strict_mode=False)
+    if _most_integers(proto.graph, {}) > _MOST_PROPAGATED:
+        return infer(proto)
+    ranges = [node for node in _all_nodes(proto.graph) if node.op_type == "Range" and not node.domain]
+    if not ranges:
+        return infer(proto, data_prop=True)
+    for node in ranges:
+        node.domain = MARK
+    proto.opset_import.append(onnx.helper.make_opsetid(MARK, 1))
+    proto = infer(proto, data_prop=True)
+    for node in _all_nodes(proto.graph):
+        if node.domain == MARK:
+            node.domain = ""
+    kept = [entry for entry in proto.opset_import if entry.domain != MARK]
+    del proto.opset_import[:]
+    proto.opset_import.extend(kept)
+    return infer(proto)
+
+
+def _all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            for body in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                yield from _all_nodes(body)
+
+
+def _most_integers(graph: onnx.GraphProto, counts: dict[str, int]) -> int:
+    """A bound on the integers of any one value that propagation can make, Ranges apart: only Concat
+    makes more of them than it is given, and a Shape has at most as many as there are axes."""
+    for tensor in graph.initializer:
+        counts[tensor.name] = math.prod(tensor.dims)
+    for node in _all_nodes(graph):
+        given = [counts.get(name, _MOST_AXES) for name in node.input]
+        if node.op_type == "Constant":
+            given = [math.prod(a.t.dims) for a in node.attribute if a.name == "value"]
+        elif node.op_type in ("Shape", "Size"):
+            given = [_MOST_AXES]
+        made = sum(given) if node.op_type == "Concat" else max(given, default=0)
+        counts.update(dict.fromkeys(node.output, min(made, 1 << 62)))
+        for attribute in node.attribute:
+            for body in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                for tensor in body.initializer:
+                    counts[tensor.name] = math.prod(tensor.dims)
+    return max(counts.values(), default=0)
 
 
 @dataclass(slots=True)

@@ -98,6 +98,8 @@ class Weights:
     def _inside(self, stored: Stored, regions: dict[int, list[Region]]) -> None:
         self._is_one_field(stored.name, len(regions))
         if stored.data_type not in DTYPES:
+            if stored.data_type == 8 and set(regions) - {6}:
+                raise UnreadableModel(self.path, f"{stored.name}: strings in a field of another type")
             return
         for number, found in regions.items():
             if number not in (9, data_field(stored.data_type)):

@@ -88,8 +88,9 @@ def audit(
 def _what_there_is(left_out: tuple[LeftOut, ...]) -> str:
     if not left_out:
         return ": it holds no tensor"
-    reasons = Counter(item.reason for item in left_out).most_common(3)
-    return ": " + "; ".join(f"{count} left out: {reason}" for reason, count in reasons)
+    reasons = Counter((not item.missed, item.reason) for item in left_out)
+    worst = sorted(reasons.items(), key=lambda pair: (pair[0][0], -pair[1]))[:3]
+    return ": " + "; ".join(f"{count} left out: {reason}" for (_, reason), count in worst)
 
 
 def _card(model: Model, path: Path) -> ModelCard:

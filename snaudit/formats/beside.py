@@ -17,8 +17,8 @@ from snaudit.model import FileRead
 
 @dataclass(frozen=True, slots=True)
 class Beside:
-    """A file beside the model's, opened anew for each read: a model may have more than one process
-    may hold open. Raises UnreadableModel when it is no longer the file that was first opened."""
+    """A file beside the model's, opened anew for each read: a model may have more of them than one
+    process may hold open. Raises UnreadableModel when it is no longer the file that was first opened."""
 
     path: Path
     size: int
@@ -60,7 +60,10 @@ def open_beside(model: Path, location: str) -> Beside:
     elsewhere), UnreadableModel for one that is no file.
     """
     path = _locate(model, location)
-    source = Source(path)
+    try:
+        source = Source(path)
+    except UnreadableModel as error:
+        raise UnreadableModel(model, f"its file {location!r}: {error.reason}") from error
     try:
         return Beside(path, source.size, source.stamp)
     finally:

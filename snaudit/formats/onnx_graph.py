@@ -227,21 +227,24 @@ def _all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
 def _most_integers(graph: onnx.GraphProto, counts: dict[str, int]) -> int:
     """A bound on the integers of any one value that propagation can make, Ranges apart: only Concat
     makes more of them than it is given, and a Shape has at most as many as there are axes."""
-    for tensor in graph.initializer:
-        counts[tensor.name] = math.prod(tensor.dims)
-    for node in _all_nodes(graph):
-        given = [counts.get(name, _MOST_AXES) for name in node.input]
-        if node.op_type == "Constant":
-            given = [math.prod(a.t.dims) for a in node.attribute if a.name == "value"]
-        elif node.op_type in ("Shape", "Size"):
+    counts.update((tensor.name, _inline(tensor)) for tensor in graph.initializer)
+    for node in graph.node:
+        given = [counts.get(name, 0) for name in node.input]
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                given.append(_inline(attribute.t))
+            for body in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                given.append(_most_integers(body, counts))
+        if node.op_type in ("Shape", "Size"):
             given = [_MOST_AXES]
         made = sum(given) if node.op_type == "Concat" else max(given, default=0)
         counts.update(dict.fromkeys(node.output, min(made, 1 << 62)))
-        for attribute in node.attribute:
-            for body in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                for tensor in body.initializer:
-                    counts[tensor.name] = math.prod(tensor.dims)
-    return max(counts.values(), default=0)
+    return max((counts[name] for node in graph.node for name in node.output), default=0)
+
+
+def _inline(tensor: onnx.TensorProto) -> int:
+    """How many numbers of a tensor the skeleton holds."""
+    return 0 if tensor.data_location == onnx.TensorProto.EXTERNAL else math.prod(tensor.dims)
 
 
 @dataclass(slots=True)

@@ -48,7 +48,8 @@ def measure(map: AnyMap, norm: Norm = "l2", options: Options = Options()) -> Bou
         bound = method.measure(map, norm, options)
         if math.isinf(bound.upper) and method is certificate.METHOD:
             stand_in = svd.METHOD.measure(map, norm, options)
-            return replace(stand_in, method=f"{stand_in.method} (no certificate)")
+            if stand_in.bounded:  # else σ itself is beyond the floats
+                return replace(stand_in, method=f"{stand_in.method} (no certificate)")
     return bound
 
 

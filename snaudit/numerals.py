@@ -57,7 +57,7 @@ def short_of(estimate: float, value: float) -> str:
         return ""
     missing = (1.0 - estimate / value) * 100.0
     if missing < 0.05:
-        return "-0.0%"
+        return "0.0%"
     return f"-{missing:.1f}%" if missing < 99.95 else "-100%"
 
 

@@ -50,7 +50,7 @@ def _no_files(folder: Path) -> list[Case]:
         file.truncate(8 << 30)
     return [
         audited("1", good, {"weight": W}), audited("1", folder / "link.pt", {"weight": W}),
-        audited("1", folder / "hard_link.pt", {"weight": W}), audited("2", held, {"fc": W}),
+        audited("1", folder / "hard_link.pt", {"weight": W}), audited("2", held, {"fc.weight": W}),
         refused("1", empty, "empty"), refused("1", folder / "folder.pt"), refused("1", folder / "missing.pt", "[Nn]o such file"),
         refused("1", folder / "pipe.pt", "regular file"), refused("1", folder / "zero.pt", "regular file"),
         refused("1", folder / "tty.pt"), refused("1", folder / "dangling.pt"), refused("1", folder / "loop.pt"),

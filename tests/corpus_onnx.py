@@ -201,7 +201,7 @@ def _graphs(folder: Path) -> list[Case]:
         attribute = b"\x0a\x0bthen_branch" + b"\x32" + _varint(len(deep)) + deep + b"\xa0\x01\x05"
         item = b"\x0a\x01c\x12\x01r\x22\x02If" + b"\x2a" + _varint(len(attribute)) + attribute
         deep = b"\x0a" + _varint(len(item)) + item
-    deep_model = gemm().SerializeToString() + b"\x3a" + _varint(len(deep)) + deep
+    deep_model = b"\x08\x08\x42\x04\x0a\x00\x10\x11\x3a" + _varint(len(deep)) + deep
     recursive, mutual = gemm(), gemm()
     for model, pairs in ((recursive, (("F", "F"),)), (mutual, (("F", "G"), ("G", "F")))):
         model.opset_import.append(helper.make_opsetid("lab", 1))

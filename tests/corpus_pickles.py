@@ -84,7 +84,7 @@ def _code(folder: Path) -> list[Case]:
                     FALSE, NONE)
     in_pid = items(text("storage"), payloads["os.system"], text("0"), text("cpu"), integer(35)) + PERSID
     return found + [
-        refused("4", first), either("4", keyed, {"weight": W}), either("4", in_hooks, {"weight": W}),
+        refused("4", first), either("4", keyed, None), either("4", in_hooks, {"weight": W}),
         refused("4", torch_file(folder / "code_in_shape.pt", mapping({"weight": in_shape}), RECORDS)),
         refused("4", torch_file(folder / "code_in_pid.pt", mapping({"weight": view(in_pid, W.shape, (7, 1))}), RECORDS)),
     ]
@@ -338,17 +338,17 @@ def _saved_by_torch(folder: Path) -> list[Case]:
     found = []
     for old in (False, True):
         found += [
-            audited("5", put("plain", {"fc.weight": t, "fc.bias": t[:, 0].clone()}, old), {"fc": W}),
+            audited("5", put("plain", {"fc.weight": t, "fc.bias": t[:, 0].clone()}, old), {"fc.weight": W}),
             audited("5", put("tied", {"a.weight": t, "b.weight": t}, old), None),
-            audited("5", put("transposed", {"fc.weight": t.t()}, old), {"fc": W.T}),
-            audited("5", put("row_of_stack", {"fc.weight": wide[1, :, ::2]}, old), {"fc": 2 * W[:, ::2]}),
+            audited("5", put("transposed", {"fc.weight": t.t()}, old), {"fc.weight": W.T}),
+            audited("5", put("row_of_stack", {"fc.weight": wide[1, :, ::2]}, old), {"fc.weight": 2 * W[:, ::2]}),
             audited("4", put("namespace", {"model": {"fc.weight": t}, "args": Namespace(lr=1, path=Path("x"))}, old),
-                    {"fc": W}, "Namespace"),
+                    {"fc.weight": W}, "Namespace"),
             audited("4", put("optimizer", {"model": net.state_dict(), "optimizer": optimizer.state_dict(), "epoch": 3}, old),
-                    {"0": weight}),
+                    {"0.weight": weight}),
             audited("4", put("list", [{"fc.weight": t}], old), None),
             refused("4", put("module", net, old), r"torch\.nn\.modules\.container\.Sequential|Linear"),
-            audited("5", put("bf16", {"fc.weight": t.bfloat16()}, old), {"fc": t.bfloat16().double().numpy()}),
+            audited("5", put("bf16", {"fc.weight": t.bfloat16()}, old), {"fc.weight": t.bfloat16().double().numpy()}),
             refused("9", put("no_tensor", {"lr": 0.1, "x": [1, 2]}, old)),
             refused("9", put("only_vectors", {"bias": t[0].clone()}, old)),
             refused("9", put("empty_dict", {}, old)),
@@ -364,19 +364,19 @@ def _saved_by_torch(folder: Path) -> list[Case]:
     numpy_pickle = folder / "numpy_pickle.pkl"
     numpy_pickle.write_bytes(pickle.dumps({"weight": W}))
     return found + [
-        audited("5", put("fp8_e4m3", {"fc.weight": e4}), {"fc": e4.double().numpy()}),
-        audited("5", put("fp8_e5m2", {"fc.weight": e5}), {"fc": e5.double().numpy()}),
-        audited("5", put("fp16_subnormal", {"fc.weight": sub}), {"fc": sub.double().numpy()}),
-        audited("5", put("float64_tiny", {"fc.weight": t.double() * 1e-300}), {"fc": W.astype(np.float64) * 1e-300}),
-        audited("4", put("parameters", dangling), {"fc": W}),
-        audited("4", put("ordered", strings), {"fc": W}),
-        audited("5", put("sparse_beside", {"fc.weight": t, "mask": sparse}), {"fc": W}, "sparse"),
+        audited("5", put("fp8_e4m3", {"fc.weight": e4}), {"fc.weight": e4.double().numpy()}),
+        audited("5", put("fp8_e5m2", {"fc.weight": e5}), {"fc.weight": e5.double().numpy()}),
+        audited("5", put("fp16_subnormal", {"fc.weight": sub}), {"fc.weight": sub.double().numpy()}),
+        audited("5", put("float64_tiny", {"fc.weight": t.double() * 1e-300}), {"fc.weight": W.astype(np.float64) * 1e-300}),
+        audited("4", put("parameters", dangling), {"fc.weight": W}),
+        audited("4", put("ordered", strings), {"fc.weight": W}),
+        audited("5", put("sparse_beside", {"fc.weight": t, "mask": sparse}), {"fc.weight": W}, "sparse"),
         audited("5", torch_file(folder / "quantized_beside.pt", mapping({"fc.weight": tensor(W), "q": quantized}),
-                                RECORDS | {"1": bytes(35)}), {"fc": W}, "quanti|qint8|QInt8"),
-        audited("5", put("meta_beside", {"fc.weight": t, "m": torch.empty(3, 4, device="meta")}), {"fc": W}, "meta"),
-        audited("5", put("complex_beside", {"fc.weight": t, "c": torch.ones(3, 4, dtype=torch.complex64)}), {"fc": W}, "complex"),
-        audited("5", put("bool_beside", {"fc.weight": t, "mask": torch.ones(3, 4, dtype=torch.bool)}), {"fc": W}),
+                                RECORDS | {"1": bytes(35)}), {"fc.weight": W}, "quanti|qint8|QInt8"),
+        audited("5", put("meta_beside", {"fc.weight": t, "m": torch.empty(3, 4, device="meta")}), {"fc.weight": W}, "meta"),
+        audited("5", put("complex_beside", {"fc.weight": t, "c": torch.ones(3, 4, dtype=torch.complex64)}), {"fc.weight": W}, "complex"),
+        audited("5", put("bool_beside", {"fc.weight": t, "mask": torch.ones(3, 4, dtype=torch.bool)}), {"fc.weight": W}),
         either("5", put("only_sparse", {"mask": sparse}), None),
         refused("4", plain_pickle), refused("4", numpy_pickle),
-        either("4", put("ema", {"model": {"fc.weight": t}, "model_ema": {"fc.weight": t * 2}}), {"fc": W}),
+        either("4", put("ema", {"model": {"fc.weight": t}, "model_ema": {"fc.weight": t * 2}}), {"fc.weight": W}),
     ]

@@ -129,7 +129,7 @@ def _odd(folder: Path) -> list[Case]:
              "d.weight": t.half(), "e.weight": t.double(), "ids": torch.ones(3, 4, dtype=torch.int64),
              "mask": torch.ones(3, 4, dtype=torch.bool)}
     save_torch(kinds, typed)
-    truth = {k[0]: v.double().numpy() for k, v in kinds.items() if k.endswith("weight")}
+    truth = {k: v.double().numpy() for k, v in kinds.items() if k.endswith("weight")}
     backwards = {"weight": entry([5, 7], N, 2 * N), "other.weight": entry([5, 7], 0, N)}
     pad = json.dumps({"weight": entry([5, 7], 0, N)}).encode() + b" " * 40
     zero = {"weight": entry([5, 7], 0, N), "empty": entry([0, 7], N, N), "scalar": entry([], N, N + 4)}
@@ -144,14 +144,14 @@ def _odd(folder: Path) -> list[Case]:
     header = {k: entry([5, 7], i * N, (i + 1) * N) for i, k in enumerate(names)}
     surrogate = b'{"\\ud800.weight":' + json.dumps(entry([5, 7], 0, N)).encode() + b"}"
     return [
-        audited("6", plain, {"fc": W}),
+        audited("6", plain, {"fc.weight": W}),
         audited("6", typed, truth),
-        audited("6", put("backwards", backwards, OTHER.tobytes() + W.tobytes()), {"weight": W, "other": OTHER}),
+        audited("6", put("backwards", backwards, OTHER.tobytes() + W.tobytes()), {"weight": W, "other.weight": OTHER}),
         audited("6", put("padded", pad, W.tobytes()), {"weight": W}),
         audited("6", put("named_pt", {"weight": entry([5, 7], 0, N)}, W.tobytes(), "pt"), {"weight": W}),
         audited("8", put("zero_size", zero, W.tobytes() + b"\0\0\0\0"), {"weight": W, "empty": np.zeros((0, 7))}),
-        audited("8", put("nan_and_inf", nan, bad.tobytes() + W.tobytes()), {"weight": W}, "2 |NaN|nan", ("sick",)),
-        audited("8", put("all_zero", zeros, bytes(N)), {"dead": np.zeros((5, 7))}),
+        audited("8", put("nan_and_inf", nan, bad.tobytes() + W.tobytes()), {"weight": W}, "2 |NaN|nan", ("sick.weight",)),
+        audited("8", put("all_zero", zeros, bytes(N)), {"dead.weight": np.zeros((5, 7))}),
         either("8", put("huge_values", {"weight": entry([5, 7], 0, 2 * N, "F64")}, huge.tobytes()), None),
         audited("9", put("names", header, b"".join(w.tobytes() for w in names.values())), None),
         either("9", put("surrogate_name", surrogate, W.tobytes()), None),
@@ -177,7 +177,7 @@ def _sharded(folder: Path) -> list[Case]:
     good = {"a.weight": "m-1.safetensors", "b.weight": "m-2.safetensors"}
     outside = folder / "outside.safetensors"
     save_file({"b.weight": OTHER}, outside)
-    both = {"a": W, "b": OTHER}
+    both = {"a.weight": W, "b.weight": OTHER}
     cache = folder / "cache"
     for part in ("blobs", "snapshots/1"):
         (cache / part).mkdir(parents=True)

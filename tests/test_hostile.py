@@ -74,7 +74,7 @@ def _refusal_fault(case: Case, outcome: Outcome, report: dict[str, Any]) -> str 
         return f"stderr is not one printable line: {line[-300:]!a}"
     if len(line) > 1000 + len(str(case.path)) * 4:
         return f"a line of {len(line)} characters"
-    if case.path.name.isascii() and case.path.name.isprintable() and len(case.path.name) < 200 and case.path.name not in line:
+    if str(case.path).isascii() and str(case.path).isprintable() and not line.startswith(f"snaudit: {str(case.path.parent)[:150]}"):
         return f"the line does not name the file: {line!a}"
     if case.stderr_contains and not re.search(case.stderr_contains, line):
         return f"{case.stderr_contains!r} is not in {line!a}"

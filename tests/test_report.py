@@ -69,7 +69,7 @@ def test_numbers_as_shown(x: float, shown: str) -> None:
 
 def test_short_forms() -> None:
     assert [size(999), size(44_700_000), size(2_000_000_000)] == ["999 bytes", "44.7 MB", "2.0 GB"]
-    assert [short_of(0.97, 1.0), short_of(1.0, 1.0), short_of(0.0, 1.0)] == ["-3.0%", "-0.0%", "-100%"]
+    assert [short_of(0.97, 1.0), short_of(1.0, 1.0), short_of(0.0, 1.0)] == ["-3.0%", "0.0%", "-100%"]
     assert short_of(math.nan, 1.0) == short_of(1.0, math.inf) == short_of(0.0, 0.0) == ""
     assert [bar(0.0, 4), bar(0.001, 4), bar(0.5, 4), bar(1.0, 4)] == ["    ", "▌   ", "██  ", "████"]
 
@@ -182,7 +182,8 @@ def test_order_is_by_sigma_or_as_in_the_file() -> None:
 def test_upper_ends_are_rounded_up() -> None:
     made = report(layer(sigma=2.00001, norm=computed(1.00001, 3.00001)), network=network(1000.001))
     text = table(made)
-    assert "2.0001" in text and "≤3.0001" in text and "at most 1000.1" in text
+    assert "2.0000" in text, "a number known to more digits than are shown is rounded to nearest"
+    assert "≤3.0001" in text and "at most 1000.1" in text
     assert "network bound 1000.1 (COMPUTED)" in text.splitlines()[-1]
 
 

@@ -44,20 +44,25 @@ def fold(layers: Iterable[LayerResult], unfold: bool = False) -> tuple[Run, ...]
     Alike are layers of one op, shape, dtype and number of uses whose names differ only in integers;
     three or more make a run.
     """
+    layers = tuple(layers)
     groups: dict[object, list[LayerResult]] = {}
     for layer in layers:
-        words = tuple(_NUMBER.split(layer.name)[::2])
-        alike: object = (words, layer.op, layer.shape, layer.dtype, layer.uses)
-        groups.setdefault(layer.name if unfold else alike, []).append(layer)
+        groups.setdefault(layer.name if unfold else _kind(layer), []).append(layer)
     runs: list[Run] = []
-    for members in groups.values():
+    for layer in layers:
+        members = groups.get(layer.name if unfold else _kind(layer), [])
         if len(members) < _WORTH_FOLDING:
-            runs += [Run(layer.name, layer, (layer,)) for layer in members]
-        else:
+            runs.append(Run(layer.name, layer, (layer,)))
+        elif members[0] is layer:
             worst = max(members, key=lambda layer: (layer.norm.upper, layer.sigma.upper))
             label, where = _label([layer.name for layer in members], worst.name)
             runs.append(Run(label, worst, tuple(members), where))
     return tuple(runs)
+
+
+def _kind(layer: LayerResult) -> object:
+    """What is equal for alike layers."""
+    return (tuple(_NUMBER.split(layer.name)[::2]), layer.op, layer.shape, layer.dtype, layer.uses)
 
 
 def _label(names: list[str], worst: str) -> tuple[str, str]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from snaudit.numerals import GRADE_MEANS, at_least, at_most, near, short_of, size
+from snaudit.numerals import DIGITS, GRADE_MEANS, at_least, at_most, near, short_of, size
 from snaudit.report.interface import Renderer, View, by_order
 from snaudit.report.page import Column, Page, Row
 from snaudit.report.runs import Run, fold, wrapper_of
@@ -66,7 +66,7 @@ def _summary(report: Report) -> str:
     worst = max(report.layers, key=lambda layer: layer.sigma.upper)
     matrices = _count(len(report.layers), "matrix", "matrices")
     if worst.sigma.bounded:
-        largest = f"largest σ {at_most(worst.sigma.upper)} ({worst.name})"
+        largest = f"largest σ {_one_number(worst.sigma, DIGITS)} ({worst.name})"
     else:
         unbounded = sum(not layer.sigma.bounded for layer in report.layers)
         largest = f"no finite σ for {unbounded} ({worst.name}{', …' if unbounded > 1 else ''})"
@@ -227,11 +227,12 @@ def _name(name: str, wrapper: str) -> str:
 
 
 def _one_number(bound: Bound, digits: int) -> str:
-    """The upper end, rounded up; with ≤ before it where the lower end is not the same number."""
+    """The number itself where both ends agree to the digits shown; else ≤ and the upper end, rounded up."""
     if not bound.bounded:
         return "unbounded"
-    tight = bound.upper - bound.lower <= bound.upper * 10.0 ** (1 - digits)
-    return ("" if tight else "≤") + at_most(bound.upper, digits)
+    if bound.upper - bound.lower <= bound.upper * 10.0**-digits:
+        return near(bound.upper, digits)
+    return "≤" + at_most(bound.upper, digits)
 
 
 def _grade(bound: Bound) -> str:

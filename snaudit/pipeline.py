@@ -156,9 +156,11 @@ def _composition_of(
 
     found = lipschitz.compose(model.graph, meter.settings.norm, operators, names, shortcuts, fold)
     seconds = time.perf_counter() - started
-    method = MethodResult("composition over the graph", found.bound, seconds)
+    name = "composition over the graph"
+    bound = replace(found.bound, method=name)
+    method = MethodResult(name, bound, seconds)
     network = NetworkResult(
-        found.bound,
+        bound,
         tuple(OutputResult(name, bound) for name, bound in found.outputs),
         (method,),
         found.assumptions,

@@ -8,6 +8,9 @@ hang or a leak stays in its child, and six hundred runs take seconds.
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import io
 import json
 import os
 import resource
@@ -69,6 +72,16 @@ def _import_all() -> None:
         importlib.import_module(heavy)
 
 
+def _warm_up() -> None:
+    """Let what is built on first use (the parser, mostly) be built once, not in every child."""
+    from snaudit.cli import main
+
+    with io.TextIOWrapper(io.BytesIO()) as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+        main(["inspect", "absent", "--format", "json"])
+    gc.collect()
+    gc.freeze()
+
+
 def _child(arguments: list[str], out: int, err: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -94,7 +107,8 @@ def _child(arguments: list[str], out: int, err: int) -> None:
 
 def _serve() -> None:
     _import_all()
-    answers = os.fdopen(os.dup(1), "w")
+    _warm_up()
+    answers = sys.stdout
     own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for line in sys.stdin:
         arguments = json.loads(line)

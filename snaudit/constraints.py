@@ -9,6 +9,7 @@ the rounded numbers and for the bytes on disk, because rounding to the stored dt
 from __future__ import annotations
 
 import math
+import os
 from collections import ChainMap
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -92,7 +93,7 @@ def constrain(
     """
     if not (max_sigma > 0 and math.isfinite(max_sigma)):
         raise UsageError(f"--max-sigma must be a positive number, not {max_sigma}")
-    if path.is_dir():
+    if os.path.isdir(path):
         path = formats.find_in_folder(path)
     wanted = default_target(path) if target is None else target
     real = check_target(wanted, force or dry_run)

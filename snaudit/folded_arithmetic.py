@@ -97,6 +97,10 @@ def _cast_to(node: ir.Node, inputs: Inputs, limit: int, fill: Any) -> Any:
     return _cast(inputs[0], kind.numpy(), limit)
 
 
+def _cast_like(node: ir.Node, inputs: Inputs, limit: int, fill: Any) -> Any:
+    return _cast(inputs[0], inputs[1].dtype, limit)
+
+
 def _range(node: ir.Node, inputs: Inputs, limit: int, fill: Any) -> Any:
     start, end, step = inputs
     if any(v.size != 1 or v.dtype != start.dtype or v.dtype.kind not in "if" for v in inputs):
@@ -110,7 +114,8 @@ def _range(node: ir.Node, inputs: Inputs, limit: int, fill: Any) -> Any:
 
 
 def _constant(node: ir.Node, inputs: Inputs, limit: int, fill: Any) -> Any:
-    for name, dtype in (("value_float", "f4"), ("value_floats", "f4"), ("value_int", "i8"), ("value_ints", "i8")):
+    plain = {"value_float": "f4", "value_floats": "f4", "value_int": "i8", "value_ints": "i8"}
+    for name, dtype in plain.items():
         if name in node.attributes:
             return np.asarray(attribute(node, name), dtype)
     held = attribute(node, "value")
@@ -192,7 +197,7 @@ OPS: dict[str, Op] = {
     "Add": _elementwise(np.add),
     "And": _elementwise(np.logical_and, "b"),
     "Cast": Op(_cast_to, may_truncate=True),
-    "CastLike": Op(lambda node, inputs, limit, fill: _cast(inputs[0], inputs[1].dtype, limit), may_truncate=True),
+    "CastLike": Op(_cast_like, may_truncate=True),
     "Ceil": _elementwise(np.ceil, "fV"),
     "Constant": Op(_constant),
     "DequantizeLinear": Op(_dequantize, needs=(2,)),

@@ -11,7 +11,7 @@ are read.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -26,18 +26,26 @@ OPS: dict[str, Op] = {**folded_arithmetic.OPS, **folded_shapes.OPS}
 _SMALL = 4096
 """Elements up to which a computed array is remembered."""
 _MOST_STEPS = 1000
-"""Nodes that one constant may take (shared ones count each time)."""
-_LEAST_LIMIT = 1 << 28
+"""Nodes that one constant may take, but for remembered ones (shared ones count each time)."""
+_MOST_ROOTS = 256
+_LEAST_LIMIT = 1 << 26
 
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """A constant: its shape and dtype, how many nodes it takes, and the array where it is small."""
+    """A constant: its shape and dtype, how many nodes it takes to compute it, the stored tensors that it is
+    computed from, and the array where it is small."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
     steps: int
+    roots: tuple[Tensor, ...] = ()
     array: np.ndarray | None = None
+
+    @property
+    def limit(self) -> int:
+        """Bytes that an array on the way to it may take: 64 MB, or twice the roots in float64."""
+        return max(_LEAST_LIMIT, 16 * sum(tensor.size for tensor in self.roots))
 
     def stand_in(self) -> np.ndarray:
         """The array, or zeros of its shape that take no memory."""
@@ -55,22 +63,8 @@ def roots(value: ir.Value) -> tuple[Tensor, ...]:
 
     A tensor of which only the shape is used is no root. Empty for a value that is not constant.
     """
-    if not is_constant(value):
-        return ()
-    remembered = value.meta.get("roots")
-    if remembered is not None:
-        return remembered
-    found: dict[int, Tensor] = {}
-    for step in _order(value, past_remembered=True):
-        for holder in (step, step.producer()):
-            tensor = None if holder is None else holder.meta.get("tensor")
-            if isinstance(tensor, Tensor):
-                found[id(tensor)] = tensor
-                break
-    result = tuple(found.values())
-    if len(result) <= 16:
-        value.meta["roots"] = result
-    return result
+    known = _known(value)
+    return () if known is None else known.roots
 
 
 def evaluate(
@@ -80,8 +74,8 @@ def evaluate(
 ) -> np.ndarray:
     """The array of a constant, where tensors named in `replaced` hold other numbers than stored.
 
-    limit_bytes: of any one intermediate array; by default 256 MB, or twice what the stored tensors
-    take, where that is more. Raises ValueError for a value that is not constant or over the limit,
+    limit_bytes: of any one intermediate array; by default 64 MB, or twice what its roots take in
+    float64, where that is more. Raises ValueError for a value that is not constant or over the limit,
     a ModelError where stored bytes cannot be read. The array may be a read-only view.
     """
     known = _known(value)
@@ -90,7 +84,7 @@ def evaluate(
     if not replaced and known.array is not None:
         return known.array
     if limit_bytes is None:
-        limit_bytes = _limit(roots(value))
+        limit_bytes = known.limit
     arrays: dict[ir.Value, np.ndarray] = {}
     order = list(_order(value, past_remembered=bool(replaced)))
     uses: dict[ir.Value, int] = {value: 1}
@@ -107,10 +101,6 @@ def evaluate(
             if not uses[read]:
                 del arrays[read]
     return arrays[value]
-
-
-def _limit(tensors: tuple[Tensor, ...]) -> int:
-    return max(_LEAST_LIMIT, 2 * sum(tensor.size * 8 for tensor in tensors))
 
 
 def _one(
@@ -169,7 +159,7 @@ def _judge(value: ir.Value) -> _Known | None:
     """`_known` of a value all of whose inputs are judged."""
     tensor = value.meta.get("tensor")
     if isinstance(tensor, Tensor):
-        return _Known(tensor.shape, _dtype(tensor), 1)
+        return _Known(tensor.shape, _dtype(tensor), 1, (tensor,))
     node = value.producer()
     if node is None:
         return _held(value)
@@ -180,21 +170,25 @@ def _judge(value: ir.Value) -> _Known | None:
     known = {read: read.meta.get("constant") for read in reads}
     if any(item is None for item in known.values()):
         return None
-    steps = 1 + sum(item.steps for item in known.values())
-    if steps > _MOST_STEPS:
+    held = node.meta.get("tensor")
+    found = [tensor for item in known.values() for tensor in item.roots]
+    found += [held] if isinstance(held, Tensor) else []
+    distinct = tuple({id(tensor): tensor for tensor in found}.values())
+    draft = _Known((), np.dtype(bool), 1 + sum(item.steps for item in known.values()), distinct)
+    if draft.steps > _MOST_STEPS or len(distinct) > _MOST_ROOTS:
         return None
     try:
-        return _dry_run(node, value, op, known, steps)
+        return _dry_run(node, value, op, known, draft)
     except (CannotFold, ValueError, IndexError, TypeError, KeyError, OverflowError, ArithmeticError):
         return None
 
 
 def _dry_run(
-    node: ir.Node, value: ir.Value, op: Op, known: Mapping[ir.Value, _Known], steps: int
+    node: ir.Node, value: ir.Value, op: Op, known: Mapping[ir.Value, _Known], draft: _Known
 ) -> _Known:
     """Compute a value from stand-ins; from its real inputs where it is small or they decide shapes."""
     all_small = all(item.array is not None or _size(item.shape) <= _SMALL for item in known.values())
-    limit = max(_LEAST_LIMIT, 4 * sum(_size(item.shape) * 8 for item in known.values()))
+    limit = draft.limit
     inputs: list[np.ndarray | None] = []
     for index, read in enumerate(node.inputs):
         if read is None or read not in known:
@@ -216,7 +210,8 @@ def _dry_run(
     if op.may_truncate and not all_small and result.dtype.kind in "iu":
         result = _apply(node, value, [evaluate(v) if v is not None else v for v in node.inputs], limit, fill)
     array = np.array(result) if all_small and result.size <= _SMALL else None
-    return _Known(result.shape, result.dtype, steps, array)
+    steps = draft.steps if array is None else 1
+    return replace(draft, shape=result.shape, dtype=result.dtype, steps=steps, array=array)
 
 
 def _held(value: ir.Value) -> _Known | None:
@@ -227,7 +222,7 @@ def _held(value: ir.Value) -> _Known | None:
     if not value.is_initializer() or value.is_graph_input():
         return None
     array = held.numpy()
-    return _Known(array.shape, array.dtype, 1, array)
+    return _Known(array.shape, array.dtype, 1, (), array)
 
 
 def _op(node: ir.Node) -> Op | None:

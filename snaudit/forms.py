@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from snaudit.errors import ConstraintError
-from snaudit.linear import LowRank
+from snaudit.linear import LowRank, flat
 from snaudit.model import Tensor
 
 Stored = Mapping[str, np.ndarray]
@@ -136,7 +136,7 @@ class SpectralNorm:
 
     def weight(self, stored: Stored = NOTHING) -> np.ndarray:
         weight = _float64(self.original, stored)
-        matrix = np.moveaxis(weight, self.dim, 0).reshape(weight.shape[self.dim], -1)
+        matrix = flat(np.moveaxis(weight, self.dim, 0))
         u = _float64(self.left, stored).ravel()
         with np.errstate(all="ignore"):
             if self.right is not None:
@@ -168,7 +168,7 @@ class LowRankPair:
 
     def weight(self, stored: Stored = NOTHING) -> LowRank:
         up, down = _float64(self.up, stored), _float64(self.down, stored)
-        return LowRank(up.reshape(up.shape[0], -1), down.reshape(down.shape[0], -1))
+        return LowRank(flat(up), flat(down))
 
     def scaled(self, factor: float, stored: Stored = NOTHING) -> dict[str, np.ndarray]:
         root = float(np.sqrt(factor))

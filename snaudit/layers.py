@@ -6,6 +6,7 @@ Two ways lead to layers (`extraction.py` chooses): a graph says what it does wit
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -15,7 +16,7 @@ import numpy as np
 
 from snaudit.errors import UsageError
 from snaudit.forms import NOTHING, Form, Stored
-from snaudit.linear import AnyMap, BlockDiagonal, Convolution, Dense, LowRank
+from snaudit.linear import AnyMap, BlockDiagonal, Convolution, Dense, LowRank, flat
 from snaudit.model import LeftOut
 
 if TYPE_CHECKING:
@@ -82,10 +83,10 @@ class Layer:
         if self.geometry is not None:
             return Dense(self._as_matrix(weight)), self._convolution(weight)
         if self.stacked:
-            blocks = weight.reshape(-1, *weight.shape[-2:])
+            blocks = weight.reshape(math.prod(weight.shape[:-2]), *weight.shape[-2:])
             stack = BlockDiagonal(blocks.transpose(0, 2, 1) if self.flipped else blocks)
             return stack, stack
-        matrix = weight.reshape(weight.shape[0], -1) if weight.ndim else weight.reshape(1, 1)
+        matrix = flat(weight) if weight.ndim else weight.reshape(1, 1)
         dense = Dense(matrix.T if self.flipped else matrix)
         return dense, dense
 
@@ -105,7 +106,7 @@ class Layer:
         """The kernel reshaped with its outputs in front, as torch's spectral_norm reshapes it."""
         if self.geometry is not None and self.geometry.transposed:
             kernel = np.swapaxes(kernel, 0, 1)
-        return kernel.reshape(kernel.shape[0], -1)
+        return flat(kernel)
 
     def _convolution(self, kernel: np.ndarray) -> Convolution:
         g = self.geometry

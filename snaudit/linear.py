@@ -272,4 +272,9 @@ class Located:
         return (slice(None), *(slice(p, p + n) for (p, _), n in zip(self.padding, many, strict=True)))
 
 
+def flat(weight: np.ndarray) -> np.ndarray:
+    """The matrix (shape[0], all the rest), also of an array without an element, which reshape(n, -1) refuses."""
+    return weight.reshape(weight.shape[0], math.prod(weight.shape[1:]))
+
+
 AnyMap = Dense | LowRank | BlockDiagonal | Convolution

@@ -22,7 +22,7 @@ from snaudit.formats.interface import Patched
 def check_target(target: Path, force: bool) -> Path:
     """The file that a write to `target` would replace (links followed); WriteError if it must not."""
     real = Path(os.path.realpath(target))
-    if not real.parent.is_dir():
+    if not os.path.isdir(real.parent):
         raise WriteError(f"{target}: the folder {real.parent} does not exist")
     try:
         mode = real.stat().st_mode

@@ -271,6 +271,7 @@ def _odd(folder: Path) -> list[Case]:
         audited("7", _put(folder, "if_branches", branches), {"w_then": W, "w_else": OTHER}),
         audited("9", _put(folder, "odd_names", names), None),
         audited("8", _put(folder, "nan_weight", gemm(numpy_helper.from_array(nan, "w"))), {}, "[Nn]a[Nn]", ("w",)),
+        audited("8", _put(folder, "empty_weight", gemm(numpy_helper.from_array(np.zeros((0, 7), np.float32), "w"))), None),
         audited("8", _put(folder, "zero_weight", gemm(numpy_helper.from_array(np.zeros((5, 7), np.float32), "w"))), {"w": np.zeros((5, 7))}),
         *(audited("7", _put(folder, f"opset_{n}", gemm(opset=n, ir=min(n, 8))), {"w": W}) for n in (7, 9, 11, 13, 21)),
         either("7", _put(folder, "opset_1", gemm(opset=1, ir=3)), {"w": W}),

@@ -133,6 +133,12 @@ def _odd(folder: Path) -> list[Case]:
     backwards = {"weight": entry([5, 7], N, 2 * N), "other.weight": entry([5, 7], 0, N)}
     pad = json.dumps({"weight": entry([5, 7], 0, N)}).encode() + b" " * 40
     zero = {"weight": entry([5, 7], 0, N), "empty": entry([0, 7], N, N), "scalar": entry([], N, N + 4)}
+    shapes = {"a.weight": [0, 3, 3, 3], "b.weight": [4, 0, 3, 3], "c.weight": [4, 3, 0, 3], "d.weight": [7, 0], "e.weight": [0, 0],
+              "f.lora_A.weight": [0, 7], "f.lora_B.weight": [5, 0], "g.weight_g": [0, 1], "g.weight_v": [0, 7], "h.experts": [0, 4, 5],
+              "i.weight_ih_l0": [0, 3], "i.weight_hh_l0": [0, 0], "j.in_proj_weight": [0, 8], "k.parametrizations.weight.original": [0, 4],
+              "k.parametrizations.weight.0._u": [0], "k.parametrizations.weight.0._v": [4]}
+    hollow = {"weight": entry([5, 7], 0, N)} | {k: entry(shape, N, N + 4 * int(np.prod(shape))) for k, shape in shapes.items()
+                                               if np.prod(shape) == 0} | {"k.parametrizations.weight.0._v": entry([4], N, N + 16)}
     bad = W.copy()
     bad[1, 2], bad[3, 3] = np.nan, np.inf
     nan = {"sick.weight": entry([5, 7], 0, N), "weight": entry([5, 7], N, 2 * N)}
@@ -150,6 +156,7 @@ def _odd(folder: Path) -> list[Case]:
         audited("6", put("padded", pad, W.tobytes()), {"weight": W}),
         audited("6", put("named_pt", {"weight": entry([5, 7], 0, N)}, W.tobytes(), "pt"), {"weight": W}),
         audited("8", put("zero_size", zero, W.tobytes() + b"\0\0\0\0"), {"weight": W, "empty": np.zeros((0, 7))}),
+        audited("8", put("hollow", hollow, W.tobytes() + bytes(16)), None),
         audited("8", put("nan_and_inf", nan, bad.tobytes() + W.tobytes()), {"weight": W}, "2 |NaN|nan", ("sick.weight",)),
         audited("8", put("all_zero", zeros, bytes(N)), {"dead.weight": np.zeros((5, 7))}),
         either("8", put("huge_values", {"weight": entry([5, 7], 0, 2 * N, "F64")}, huge.tobytes()), None),

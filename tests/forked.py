@@ -24,6 +24,11 @@ from pathlib import Path
 
 ADDRESS_SPACE = 2_500_000_000
 SECONDS = 20.0
+TRESPASS = 99
+FORBIDDEN = ("os.system", "os.exec", "os.spawn", "os.posix_spawn", "os.fork", "os.forkpty", "os.remove", "os.rename",
+             "subprocess.Popen", "pickle.find_class", "marshal.load", "socket.connect", "socket.getaddrinfo", "urllib.Request",
+             "shutil.rmtree", "webbrowser.open", "code.__new__")
+"""Audit events that end a run which was asked to read."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,11 @@ class Outcome:
     seconds: float
     peak: int
     """Growth of the resident set over the worker's own, in bytes."""
+
+    @property
+    def trespass(self) -> bool:
+        """Whether it was ended because it tried to run something, or to open a file that it must not."""
+        return self.code == TRESPASS
 
 
 class Forker:
@@ -82,6 +92,25 @@ def _warm_up() -> None:
     gc.freeze()
 
 
+def _watch(arguments: list[str]) -> None:
+    """End the process at a forbidden event, and where a file is opened that is neither beside the model nor Python's."""
+    named = [a for a in arguments if os.path.isabs(a)]
+    roots = [sys.prefix, sys.base_prefix, str(Path(__file__).parent.parent), *sys.path[1:], os.devnull]
+    for path in named:
+        roots += [path if os.path.isdir(path) else os.path.dirname(path), os.path.dirname(os.path.realpath(path))]
+    within = tuple(os.path.join(os.path.realpath(root), "") for root in roots)
+
+    def hook(event: str, details: tuple[object, ...]) -> None:
+        path = details[0] if event == "open" else None
+        climbs = isinstance(path, (str, bytes)) and os.fsdecode(path) not in named and not (
+            os.path.realpath(os.fsdecode(path)) + "/").startswith(within)
+        if event in FORBIDDEN or climbs:
+            os.write(2, ascii((event, details)).encode())
+            os._exit(TRESPASS)
+
+    sys.addaudithook(hook)
+
+
 def _child(arguments: list[str], out: int, err: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -90,6 +119,8 @@ def _child(arguments: list[str], out: int, err: int) -> None:
     os.dup2(err, 2)
     from snaudit.cli import main
 
+    if arguments[0] in ("inspect", "check"):
+        _watch(arguments)
     code = 70
     try:
         code = main(arguments)
@@ -109,10 +140,11 @@ def _serve() -> None:
     _import_all()
     _warm_up()
     answers = sys.stdout
-    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    page = resource.getpagesize()
     for line in sys.stdin:
         arguments = json.loads(line)
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+            own = int(Path("/proc/self/statm").read_text().split()[1]) * page
             started = time.monotonic()
             child = os.fork()
             if child == 0:
@@ -126,7 +158,7 @@ def _serve() -> None:
             for file in (out, err):
                 file.seek(0)
                 texts.append(file.read().decode("latin-1"))
-            peak = max(0, ended[2].ru_maxrss - own) * 1024
+            peak = ended[2].ru_maxrss * 1024 - own
             answers.write(json.dumps([os.waitstatus_to_exitcode(ended[1]), *texts, seconds, peak]) + "\n")
             answers.flush()
 

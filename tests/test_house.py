@@ -24,10 +24,10 @@ LEVELS = (
     ("stretches", "parameters", "nodes", "patterns"),
     ("layers",),
     ("forms", "formats", "sigma", "rules"),
-    ("findings", "folding"),
+    ("findings", "folding", "joint"),
     ("sigma.interface", "rules.interface", "formats.interface", "formats.source"),
-    ("symbol",),
-    ("model", "linear", "arrays", "rounding", "names", "numerals"),
+    ("folded_arithmetic", "folded_shapes", "symbol", "arrays", "gains", "broadcasting"),
+    ("folded", "model", "linear", "rounding", "names", "numerals"),
     ("bound",),
     ("errors", "version"),
 )

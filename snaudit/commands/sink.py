@@ -134,9 +134,9 @@ def check_output(output: Path | None, model: Path | None) -> None:
     """Refuse, before any work, a report that would replace the model, or that has no folder to go to."""
     if output is None:
         return
-    if output.is_dir():
+    if os.path.isdir(output):
         raise UsageError(f"--output {output} is a folder")
-    if not output.resolve().parent.is_dir():
+    if not os.path.isdir(os.path.dirname(os.path.realpath(output))):
         raise UsageError(f"--output {output}: its folder does not exist")
     with contextlib.suppress(OSError):
         if model is not None and os.path.samefile(output, model):

@@ -69,7 +69,7 @@ def read(path: str | os.PathLike[str], key: str | None = None) -> Model:
     UsageError for a key that is not there. Bytes of tensors are read when they are loaded.
     """
     place = Path(path)
-    if place.is_dir():
+    if os.path.isdir(place):
         place = find_in_folder(place)
     source = Source(place)
     try:

@@ -30,7 +30,8 @@ from snaudit.formats.source import Source
 from snaudit.formats.storage import Edit, dtype_of, edited, free_names, writer
 from snaudit.model import FileRead, LeftOut, Model, Tensor
 
-_WIRES = {1: VARINT, 2: BYTES, 3: BYTES, 4: BYTES, 5: VARINT, 6: BYTES, 7: BYTES, 8: BYTES, 14: BYTES, 20: BYTES, 25: BYTES, 26: BYTES}  # fmt: skip
+_WIRES = {1: VARINT, 5: VARINT} | dict.fromkeys((2, 3, 4, 6, 7, 8, 14, 20, 25, 26), BYTES)
+"""ModelProto's fields and their wire types."""
 
 
 def _is_onnx(source: Source) -> bool:
@@ -43,7 +44,8 @@ def _is_onnx(source: Source) -> bool:
             seen.add(field.number)
     except (UnreadableModel, UnsupportedModel):
         head = source.read_up_to(0, 2)
-        return seen == {1} and head[:1] == b"\x08" and head[1] <= 64 or {1, 7} <= seen or {1, 2} <= seen
+        begins = seen == {1} and head[:1] == b"\x08" and head[1] <= 64
+        return begins or {1, 7} <= seen or {1, 2} <= seen
     return {1, 7} <= seen
 
 
@@ -136,16 +138,19 @@ def _makers(
     missing = next((name for name in changes if name not in model.tensors), None)
     if missing is not None:
         raise ValueError(f"{missing}: no tensor of this model")
+    outside = [stored for stored in tensors if stored.external is not None]
     for group in groups.values():
         changed = [(stored, name) for stored, name in group if name in changes]
         if not changed:
             continue
         stored = changed[0][0]
-        for other in tensors:
-            if _collides(stored, other):
-                raise UnsupportedModel(model.path, f"{other.name}: shares some of its bytes with {stored.name}")
+        other = next((other for other in outside if _collides(stored, other)), None)
+        if other is not None:
+            reason = f"{other.name}: shares some of its bytes with {stored.name}"
+            raise UnsupportedModel(model.path, reason)
         if stored.coding == "zero" and stored.count:
-            raise UnsupportedModel(model.path, f"{changed[0][1]}: the file holds no bytes for it (zero by default)")
+            reason = f"{changed[0][1]}: the file holds no bytes for it (zero by default)"
+            raise UnsupportedModel(model.path, reason)
         yield stored, partial(_new_bytes, model, changed, changes)
 
 
@@ -170,7 +175,8 @@ def _new_bytes(model: Model, changed: list[tuple[Stored, str]], changes: Mapping
             array = _one_number(model, name, array)
         raw = from_array(stored, array)
         if found is not None and raw != found:
-            raise UnsupportedModel(model.path, f"{name}: shares its bytes with a tensor that changes otherwise")
+            reason = f"{name}: shares its bytes with a tensor that changes otherwise"
+            raise UnsupportedModel(model.path, reason)
         found = raw
     assert found is not None
     return found

@@ -6,6 +6,7 @@ inputs' shapes and the ops, or unknown. A bound must not rest on a claim that no
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -19,6 +20,7 @@ import onnx
 import onnx_ir as ir
 
 from snaudit.errors import ModelError, UnreadableModel, UnsupportedModel
+from snaudit.formats.onnx_attributes import check_attributes
 from snaudit.formats.onnx_tensors import Stored
 from snaudit.formats.onnx_weights import MARK
 from snaudit.model import Tensor
@@ -45,10 +47,14 @@ def graph_of(path: Path, skeleton: bytes, stored: list[Stored], tensors: list[Te
     number as `node.meta["tensor"]` instead. Raises UnreadableModel for a graph that is none.
     """
     notes: list[str] = []
+    logger = logging.getLogger("onnx_ir")  # it warns on stderr of what is checked here anyway
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
     try:
         proto = onnx.ModelProto()
         proto.ParseFromString(skeleton)
         _check_opset(proto, notes)
+        check_attributes(path, proto)
         unsorted = _check_graph(path, proto.graph, ())
         for function in proto.functions:
             _check_function(path, function)
@@ -64,6 +70,8 @@ def graph_of(path: Path, skeleton: bytes, stored: list[Stored], tensors: list[Te
         raise
     except Exception as error:  # protobuf, onnx and onnx_ir raise their own kinds for a malformed graph
         raise UnreadableModel(path, f"not a valid ONNX graph: {_one_line(error)}") from error
+    finally:
+        logger.setLevel(level)
     return Attached(model, attacher.found, notes)
 
 
@@ -174,7 +182,7 @@ def _check_expansion(path: Path, model: ir.Model) -> None:
         return total
 
     if size(model.graph, ()) > _MOST_INLINED:
-        raise UnsupportedModel(path, f"its functions, put where they are called, make over {_MOST_INLINED} nodes")
+        raise UnsupportedModel(path, f"its functions make over {_MOST_INLINED} nodes where they are called")
 
 
 def _with_shapes(proto: onnx.ModelProto, notes: list[str]) -> onnx.ModelProto:
@@ -323,10 +331,8 @@ def _fill(one: Tensor, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _lazy(tensor: Tensor, data_type: int) -> ir.LazyTensor:
-    kind = ir.DataType(data_type)
-    return ir.LazyTensor(
-        lambda: ir.Tensor(tensor.load(), dtype=kind), dtype=kind, shape=ir.Shape(tensor.shape), name=tensor.name
-    )
+    kind, shape = ir.DataType(data_type), ir.Shape(tensor.shape)
+    return ir.LazyTensor(lambda: ir.Tensor(tensor.load(), dtype=kind), kind, shape, name=tensor.name)
 
 
 def _drop_constant_inputs(model: ir.Model, notes: list[str]) -> None:
@@ -334,7 +340,7 @@ def _drop_constant_inputs(model: ir.Model, notes: list[str]) -> None:
     held = [value for value in model.graph.inputs if value.name in model.graph.initializers]
     if held and (model.ir_version or 0) >= 4:
         notes.append(
-            f"{len(held)} weights are also inputs, which a caller may override: audited with the stored numbers"
+            f"{len(held)} weights are also inputs, which a caller may override: the stored numbers are audited"
         )
     kept = [value for value in model.graph.inputs if value.name not in model.graph.initializers]
     model.graph.inputs[:] = kept

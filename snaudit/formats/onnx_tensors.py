@@ -34,7 +34,10 @@ DTYPES = {
 }  # fmt: skip
 """TensorProto.DataType → the Tensor's dtype."""
 
-LEFT_OUT = {8: "strings", 14: "complex64", 15: "complex128", 25: "uint2", 26: "int2", 27: "float6_e2m3fn", 28: "float6_e3m2fn"}  # fmt: skip
+LEFT_OUT = {
+    8: "strings", 14: "complex64", 15: "complex128", 25: "uint2", 26: "int2", 27: "float6_e2m3fn",
+    28: "float6_e3m2fn",
+}  # fmt: skip
 _NIBBLES = (21, 22, 23)
 _FIELD_OF = {1: 4, 11: 10, 7: 7, 12: 11, 13: 11}
 """Which data field a type uses beside raw_data; int32_data (5) for all others."""
@@ -202,6 +205,9 @@ def replaced(wire: Wire, stored: Stored, make: Callable[[], bytes]) -> tuple[lis
     """
     if stored.coding == "varint":
         return [], _new_varints(wire, stored, make())
+    if len(stored.regions) != 1 or stored.regions[0].packed is None:
+        raw = make()  # once, and not for each part
+        make = partial(bytes, raw)
     edits, at = [], 0
     for region in stored.regions:
         if region.packed is not None:
@@ -231,7 +237,8 @@ def _new_varints(wire: Wire, stored: Stored, raw: bytes) -> list[Resize]:
         part = values[at : at + int(np.count_nonzero(old < 0x80))]
         at += part.size
         if region.packed is not None:
-            changes.append(Resize(region.begin, region.end, pack_varints(part), (*stored.trail, region.packed)))
+            trail = (*stored.trail, region.packed)
+            changes.append(Resize(region.begin, region.end, pack_varints(part), trail))
             continue
         fields = Wire(wire.source).fields(region.begin, region.end)
         for field, value in zip(fields, part, strict=True):

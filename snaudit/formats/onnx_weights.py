@@ -170,7 +170,8 @@ class Weights:
                     count += int(np.count_nonzero(np.frombuffer(block, np.uint8) < 0x80))
         wanted = stored.nbytes if stored.data_type in (21, 22, 23) else stored.count
         if count != wanted:
-            raise UnreadableModel(self.path, f"{stored.name}: {count:g} numbers for shape {list(stored.dims)}")
+            reason = f"{stored.name}: {count:g} numbers for shape {list(stored.dims)}"
+            raise UnreadableModel(self.path, reason)
 
     def dims(self, f: Field) -> list[int]:
         if f.wire == VARINT:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+import weakref
 from pathlib import Path
 
 from snaudit.errors import UnreadableModel
@@ -26,6 +27,8 @@ class Source:
             self._fd = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except (OSError, ValueError) as error:
             raise UnreadableModel(self.path, getattr(error, "strerror", None) or str(error)) from error
+        # a model keeps its source for as long as its tensors may be loaded; nobody else closes it
+        self._closing = weakref.finalize(self, os.close, self._fd)
         self._before = os.fstat(self._fd)
         if not stat.S_ISREG(self._before.st_mode):
             self.close()
@@ -76,4 +79,4 @@ class Source:
             raise UnreadableModel(self.path, "changed while it was read")
 
     def close(self) -> None:
-        os.close(self._fd)
+        self._closing()

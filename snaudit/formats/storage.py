@@ -63,7 +63,8 @@ def new_bytes(changes: Mapping[str, np.ndarray], tensors: Sequence[Tensor], path
             raise ValueError(f"{tensor.name}: {array.dtype} {array.shape} is not what is stored")
         raw = np.ascontiguousarray(array).tobytes()
         if found is not None and raw != found:
-            raise UnsupportedModel(path, f"{tensor.name}: shares its bytes with a tensor that changes otherwise")
+            reason = f"{tensor.name}: shares its bytes with a tensor that changes otherwise"
+            raise UnsupportedModel(path, reason)
         found = raw
     if found is None:
         raise ValueError("none of these tensors changes")

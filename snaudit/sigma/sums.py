@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from snaudit.bound import Bound, Grade, Norm
-from snaudit.linear import AnyMap, BlockDiagonal, Convolution, Dense, LowRank
+from snaudit.linear import AnyMap, BlockDiagonal, Convolution, Dense, LowRank, flat
 from snaudit.rounding import SAFE, TINY, exponent_of, gamma, scale, unscale
 from snaudit.sigma.interface import Method, Options
 
@@ -78,7 +78,7 @@ def _rows(map: AnyMap, norm: Norm) -> Iterator[np.ndarray]:
 
 def _outputs(conv: Convolution) -> np.ndarray:
     """(O, taps): an output sums all of its kernel, each tap at another input; inner outputs attain it."""
-    return conv.kernel.reshape(conv.kernel.shape[0], -1)
+    return flat(conv.kernel)
 
 
 def _inputs(conv: Convolution) -> Iterator[np.ndarray]:

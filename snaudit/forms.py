@@ -180,12 +180,14 @@ class Folded:
     """A constant that a graph computes from its stored tensors (a transpose, a cast, a dequantizer…).
 
     `handle` is a stored tensor in which the constant is linear, or None: then it cannot be scaled.
+    `digest` tells constants of equal content: a graph may compute one weight in two places.
     """
 
     value: Any
     tensors: tuple[Tensor, ...]
     shape: tuple[int, ...]
     handle: Tensor | None
+    digest: bytes
     index: tuple[Any, ...] = ()
 
     def weight(self, stored: Stored = NOTHING) -> np.ndarray:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from snaudit import folding
@@ -24,6 +26,7 @@ _INTEGER_WEIGHTS = "integer weights"
 @dataclass(slots=True)
 class _Reading:
     layers: dict[object, Layer] = field(default_factory=dict)
+    names: dict[str, int] = field(default_factory=dict)
     used: set[str] = field(default_factory=set)
     why_not: dict[str, str] = field(default_factory=dict)
 
@@ -49,14 +52,18 @@ def _nodes(graph: ir.Model) -> Iterator[ir.Node]:
 
 def _add(reading: _Reading, layer: Layer, node: ir.Node) -> None:
     """Count a further use where the same numbers are applied in the same way already."""
-    places = tuple(tensor.place for tensor in layer.form.tensors)
-    index = str(getattr(layer.form, "index", ""))
-    key = (places, index, layer.geometry, layer.flipped, layer.op, layer.shape)
+    form = layer.form
+    handle = form.handle if isinstance(form, Folded) else form.tensors[0]
+    digest = form.digest if isinstance(form, Folded) else b""
+    index = str(getattr(form, "index", ""))
+    key = (handle and handle.place, digest, index, layer.geometry, layer.flipped, layer.op, layer.shape)
     known = reading.layers.get(key)
     used_by = (node.name or node.outputs[0].name or node.op_type,)
     outputs = (node.outputs[0],)
     if known is None:
-        reading.layers[key] = replace(layer, used_by=used_by, outputs=outputs)
+        reading.names[layer.name] = count = reading.names.get(layer.name, 0) + 1
+        name = layer.name if count == 1 else f"{layer.name}#{count}"  # one weight, applied in two ways
+        reading.layers[key] = replace(layer, name=name, used_by=used_by, outputs=outputs)
     else:
         reading.layers[key] = replace(
             known, used_by=known.used_by + used_by, outputs=known.outputs + outputs
@@ -112,25 +119,33 @@ def _form(node: ir.Node, index: int) -> Form | None:
     array = folding.evaluate(value)
     if array.dtype.kind in "iub":
         return None
-    return Folded(value, roots, tuple(array.shape), _handle(value))
+    digest = hashlib.blake2b(np.ascontiguousarray(array).tobytes(), digest_size=16).digest()
+    return Folded(value, roots, tuple(array.shape), _handle(value), digest)
 
 
-def _handle(value: ir.Value) -> Tensor | None:
+def _handle(value: ir.Value | None) -> Tensor | None:
     """The stored tensor in which a folded constant is linear, where one is: follow the ops that
-    scale with one of their inputs (a transpose, a cast, a dequantizer's scale)."""
-    while True:
+    scale with one of their inputs (a transpose, a cast, a dequantizer's scale, parts put together)."""
+    while value is not None:
         tensor = value.meta.get("tensor")
         if isinstance(tensor, Tensor):
             return tensor if tensor.is_real else None
         node = value.producer()
-        if node is None or node.op_type not in _LINEAR_IN or _domain(node):
+        if node is None or _domain(node):
+            return None
+        if node.op_type == "Concat":
+            handles = [_handle(part) for part in node.inputs]
+            same = len({None if handle is None else handle.place for handle in handles}) == 1
+            return handles[0] if same else None
+        if node.op_type not in _LINEAR_IN:
             return None
         value = node.inputs[_LINEAR_IN[node.op_type]]
+    return None
 
 
 _LINEAR_IN = {
     "Identity": 0, "Transpose": 0, "Reshape": 0, "Flatten": 0, "Squeeze": 0, "Unsqueeze": 0, "Cast": 0,
-    "CastLike": 0, "Slice": 0, "DequantizeLinear": 1,
+    "CastLike": 0, "Slice": 0, "Split": 0, "Gather": 0, "DequantizeLinear": 1,
 }  # fmt: skip
 
 

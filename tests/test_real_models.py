@@ -33,10 +33,10 @@ CHECKPOINTS = {
     "silero_vad/data/silero_vad.jit": 16,
 }
 GRAPHS = {
-    "silero_vad/data/silero_vad.onnx": 20,
-    "silero_vad/data/silero_vad_16k_op15.onnx": 10,
+    "silero_vad/data/silero_vad.onnx": 16,
+    "silero_vad/data/silero_vad_16k_op15.onnx": 8,
     "silero_vad/data/silero_vad_16k_sequence.onnx": 8,
-    "silero_vad/data/silero_vad_half.onnx": 10,
+    "silero_vad/data/silero_vad_half.onnx": 8,
     "silero_vad/data/silero_vad_op18_ifless.onnx": 16,
     "silero_vad/data/silero_vad_openvino_16k.onnx": 8,
     "rapidocr_onnxruntime/models/ch_PP-OCRv4_det_infer.onnx": 64,

@@ -20,7 +20,7 @@ import onnx
 import onnx_ir as ir
 
 from snaudit.errors import ModelError, UnreadableModel, UnsupportedModel
-from snaudit.formats.onnx_attributes import check_attributes
+from snaudit.formats.onnx_signatures import check_signatures
 from snaudit.formats.onnx_tensors import Stored
 from snaudit.formats.onnx_weights import MARK
 from snaudit.model import Tensor
@@ -54,7 +54,7 @@ def graph_of(path: Path, skeleton: bytes, stored: list[Stored], tensors: list[Te
         proto = onnx.ModelProto()
         proto.ParseFromString(skeleton)
         _check_opset(proto, notes)
-        check_attributes(path, proto)
+        check_signatures(path, proto)
         unsorted = _check_graph(path, proto.graph, ())
         for function in proto.functions:
             _check_function(path, function)

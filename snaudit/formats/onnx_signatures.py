@@ -1,4 +1,4 @@
-"""Whether the attributes of a graph's nodes are of the kinds that their ops have."""
+"""Whether the nodes of a graph have the attributes and the number of inputs that their ops have."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from snaudit.errors import UnreadableModel
 _DEFAULT = ("", "ai.onnx")
 
 
-def check_attributes(path: Path, proto: onnx.ModelProto) -> None:
+def check_signatures(path: Path, proto: onnx.ModelProto) -> None:
     """Raise UnreadableModel for an attribute that is given twice or is of another kind than its op's,
-    and for an If without its parts: the rules then need not expect them.
+    for a wrong number of inputs, and for an If without its parts: the rules then need not expect them.
     """
     version = max((o.version for o in proto.opset_import if o.domain in _DEFAULT), default=0)
     graphs = [proto.graph.node, *(function.node for function in proto.functions)]
@@ -25,7 +25,10 @@ def check_attributes(path: Path, proto: onnx.ModelProto) -> None:
             raise UnreadableModel(path, f"node {where} has an attribute twice")
         if node.domain not in _DEFAULT:
             continue
-        kinds = _kinds(node.op_type, version)
+        schema = _schema(node.op_type, version)
+        kinds = {} if schema is None else {k: int(a.type.value) for k, a in schema.attributes.items()}
+        if schema is not None and not schema.min_input <= len(node.input) <= schema.max_input:
+            raise UnreadableModel(path, f"node {where}: {node.op_type} has not {len(node.input)} inputs")
         for attribute in node.attribute:
             if attribute.type != kinds.get(attribute.name, attribute.type) or not _is_filled(attribute):
                 raise UnreadableModel(path, f"node {where}: its attribute {attribute.name} is of the wrong kind")
@@ -52,10 +55,9 @@ def _is_filled(attribute: onnx.AttributeProto) -> bool:
 
 
 @cache
-def _kinds(op: str, version: int) -> dict[str, int]:
-    """The attribute types of an op of ONNX's own; empty where this onnx does not know the op."""
+def _schema(op: str, version: int) -> onnx.defs.OpSchema | None:
+    """ONNX's own description of an op at an opset; None where this onnx does not know it."""
     try:
-        schema = onnx.defs.get_schema(op, min(version, onnx.defs.onnx_opset_version()), "")
+        return onnx.defs.get_schema(op, min(version, onnx.defs.onnx_opset_version()), "")
     except onnx.defs.SchemaError:
-        return {}
-    return {name: int(attribute.type.value) for name, attribute in schema.attributes.items()}
+        return None

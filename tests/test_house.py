@@ -121,3 +121,11 @@ def test_the_door_and_the_help_import_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stderr.strip().splitlines()[-1] == "[]", done.stderr
     assert "inspect" in done.stdout
+
+
+def test_the_page_of_ops_is_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    docs = PACKAGE.parent / "docs"
+    monkeypatch.syspath_prepend(str(docs))
+    import make_ops
+
+    assert (docs / "ops.md").read_text(encoding="utf-8") == make_ops.page(), "run python docs/make_ops.py"

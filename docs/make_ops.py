@@ -1,0 +1,34 @@
+"""Write docs/ops.md from the op table: `python docs/make_ops.py`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from snaudit.rules import ROWS
+
+HEAD = """# Ops with a rule
+
+Made from `snaudit.rules.ROWS` by `python docs/make_ops.py`; a test holds it to the code. The constant is for the norm of
+the whole value (l2; l1 and linf where they differ). ∞: no constant exists or none is known; such a node is a gap in the
+report, with reason and remedy. An op that is not listed is a gap, too.
+
+| op | domain | constant | condition | theorem |
+|---|---|---|---|---|
+"""
+
+
+def page() -> str:
+    """The whole page."""
+
+    def cell(text: str) -> str:
+        return text.replace("|", "\\|")
+
+    rows = (
+        f"| {row.op} | {row.domain or 'ai.onnx'} | {cell(row.constant)} | {cell(row.condition)} | {cell(row.theorem)} |"
+        for row in ROWS
+    )
+    return HEAD + "\n".join(rows) + "\n"
+
+
+if __name__ == "__main__":
+    (Path(__file__).parent / "ops.md").write_text(page(), encoding="utf-8")

@@ -31,6 +31,10 @@ class Form(Protocol):
         """The weight in float64."""
         ...
 
+    def rounding(self, stored: Stored = NOTHING) -> float:
+        """ε such that the exact weight's norms lie within 1 ± ε of those of `weight`'s float64 arrays."""
+        ...
+
     def scaled(self, factor: float, stored: Stored = NOTHING) -> dict[str, np.ndarray]:
         """Stored arrays, in their dtypes, that make factor times the weight (up to rounding).
 
@@ -77,6 +81,9 @@ class Plain:
             part = _array(self.tensor, stored)[self.index].astype(np.float64)
         return part if self.order is None else np.ascontiguousarray(part.transpose(self.order))
 
+    def rounding(self, stored: Stored = NOTHING) -> float:
+        return 0.0
+
     def scaled(self, factor: float, stored: Stored = NOTHING) -> dict[str, np.ndarray]:
         array = np.array(_array(self.tensor, stored))
         array[self.index] = _times(array[self.index], factor)
@@ -107,6 +114,12 @@ class WeightNorm:
             unit = np.where(largest > 0, v / np.where(largest > 0, largest, 1.0), v)
             norm = np.sqrt(np.sum(unit * unit, axis=axes, keepdims=True))
             return g * (unit / norm)  # 0/0 for a zero direction: NaN, as the module itself computes
+
+    def rounding(self, stored: Stored = NOTHING) -> float:
+        """Each slice's factor g/‖v‖ is off by at most (n+8)u of itself, n entries in ‖v‖, which scales
+        rows; each entry by 4u besides, which moves the operator by 4u·‖|W|‖ ≤ 4u·√size·‖W‖."""
+        size = int(np.prod(self.shape))
+        return 2.0**-53 * (size + 8 + 8 * float(np.sqrt(size)))
 
     def scaled(self, factor: float, stored: Stored = NOTHING) -> dict[str, np.ndarray]:
         return {self.magnitude.name: _times(_array(self.magnitude, stored), factor)}
@@ -139,12 +152,27 @@ class SpectralNorm:
         matrix = flat(np.moveaxis(weight, self.dim, 0))
         u = _float64(self.left, stored).ravel()
         with np.errstate(all="ignore"):
-            if self.right is not None:
-                v = _float64(self.right, stored).ravel()
-            else:
-                v = matrix.T @ u
-                v /= np.linalg.norm(v)
+            v = _float64(self.right, stored).ravel() if self.right is not None else self._right_of(matrix, u)
             return weight / (u @ (matrix @ v))
+
+    def rounding(self, stored: Stored = NOTHING) -> float:
+        """uᵀWv is off by at most γ_k·|u|ᵀ|W||v| with k = rows + columns + 2 roundings on a path; each
+        entry of the quotient by u besides. ∞ where that leaves less than one digit of it."""
+        weight = _float64(self.original, stored)
+        matrix = np.moveaxis(weight, self.dim, 0).reshape(weight.shape[self.dim], -1)
+        u = _float64(self.left, stored).ravel()
+        with np.errstate(all="ignore"):
+            v = _float64(self.right, stored).ravel() if self.right is not None else self._right_of(matrix, u)
+            size = float(np.abs(u) @ (np.abs(matrix) @ np.abs(v)))
+            roundings = sum(matrix.shape) + 2 + (0 if self.right is not None else matrix.shape[0] + 8)
+            relative = 1.1 * roundings * 2.0**-53 * size / abs(float(u @ (matrix @ v)))
+        if not relative < 0.1:
+            return float("inf")
+        return 1.25 * relative + 2.0**-50 * float(np.sqrt(weight.size))
+
+    def _right_of(self, matrix: np.ndarray, u: np.ndarray) -> np.ndarray:
+        v = matrix.T @ u
+        return v / np.linalg.norm(v)
 
     def scaled(self, factor: float, stored: Stored = NOTHING) -> dict[str, np.ndarray]:
         return {self.left.name: _times(_array(self.left, stored), 1.0 / factor)}
@@ -169,6 +197,9 @@ class LowRankPair:
     def weight(self, stored: Stored = NOTHING) -> LowRank:
         up, down = _float64(self.up, stored), _float64(self.down, stored)
         return LowRank(flat(up), flat(down))
+
+    def rounding(self, stored: Stored = NOTHING) -> float:
+        return 0.0
 
     def scaled(self, factor: float, stored: Stored = NOTHING) -> dict[str, np.ndarray]:
         root = float(np.sqrt(factor))
@@ -195,6 +226,9 @@ class Folded:
 
         with np.errstate(all="ignore"):
             return folding.evaluate(self.value, stored)[self.index].astype(np.float64)
+
+    def rounding(self, stored: Stored = NOTHING) -> float:
+        return 0.0
 
     def scaled(self, factor: float, stored: Stored = NOTHING) -> dict[str, np.ndarray]:
         if self.handle is None:

@@ -47,6 +47,9 @@ class Layer:
     outputs   the graph's values that it makes (empty for a checkpoint)
     in_chain  whether it is a factor of a bare checkpoint's chain (an embedding is not: its input
               is an index)
+    gain      a factor that the node applies besides the weight (Gemm's |alpha|): it counts in the
+              operator's norm, not in σ
+    assumption what the reading of the weight rests on and nobody checked; empty: nothing
     """
 
     name: str
@@ -59,6 +62,8 @@ class Layer:
     outputs: tuple[onnx_ir.Value, ...] = ()
     in_chain: bool = True
     notes: tuple[str, ...] = ()
+    gain: float = 1.0
+    assumption: str = ""
 
     @property
     def dtype(self) -> str:

@@ -9,11 +9,12 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from snaudit import sigma
-from snaudit.bound import Bound, Norm, down
+from snaudit.bound import UNBOUNDED, Bound, Grade, Norm, down, scaled, times_up, up
 from snaudit.findings import Finding, LayerResult, Settings
 from snaudit.forms import NOTHING, Stored
 from snaudit.layers import Layer
-from snaudit.linear import AnyMap, BlockDiagonal, Dense, LowRank
+from snaudit.linear import AnyMap, BlockDiagonal, Convolution, Dense, LowRank
+from snaudit.rounding import frobenius_up, gamma
 from snaudit.sigma.interface import Options, PowerEstimate
 
 
@@ -44,25 +45,33 @@ class Meter:
     def measure(self, layer: Layer, stored: Stored = NOTHING) -> Measured:
         """The layer's numbers, from memory where equal bytes in equal geometry were measured."""
         matrix, operator = layer.maps(stored)
-        key = _digest(matrix, layer)
+        rounding = layer.form.rounding(stored)
+        key = _digest(matrix, layer) + repr((rounding, layer.gain, layer.assumption)).encode()
         found = self.known.get(key)
         if found is None:
-            found = self.known[key] = self._measure(layer, matrix, operator)
+            found = self.known[key] = self._measure(layer, matrix, operator, rounding)
         return found
 
     def norm_of(self, operator: AnyMap) -> Bound:
         """The norm of a map that is no layer by itself (a stretch of several)."""
         return sigma.measure(operator, self.settings.norm, self.options)
 
-    def _measure(self, layer: Layer, matrix: AnyMap, operator: AnyMap) -> Measured:
+    def _measure(self, layer: Layer, matrix: AnyMap, operator: AnyMap, rounding: float) -> Measured:
         norm: Norm = self.settings.norm
-        first = sigma.measure(matrix, "l2", self.options)
+        first = _widened(sigma.measure(matrix, "l2", self.options), rounding)
         if operator is matrix and norm == "l2":
             second = first
+        elif layer.geometry is not None and not layer.geometry.known and norm != "l2":
+            second = _widened(self._sums_for_every_geometry(operator, norm), rounding)
         else:
-            second = sigma.measure(operator, norm, self.options)
-        if layer.geometry is not None and not layer.geometry.known:
-            second = _for_every_geometry(layer, matrix, second, norm)
+            second = _widened(sigma.measure(operator, norm, self.options), rounding)
+        if layer.geometry is not None and isinstance(matrix, LowRank):
+            second = _with_product_rounding(second, matrix, layer)
+        if layer.geometry is not None and not layer.geometry.known and norm == "l2":
+            second = _for_every_geometry(matrix, second, rounding)
+        second = scaled(second, layer.gain)
+        if layer.assumption:
+            first, second = (replace(bound, grade=Grade.ASSUMED) for bound in (first, second))
         power = None
         if np.isfinite(first.upper) and self.settings.iterations > 0:
             power = sigma.power_estimate(matrix, self.settings.iterations, self.settings.seed)
@@ -70,18 +79,52 @@ class Meter:
         return Measured(first, second, power, _frobenius(matrix), spectrum, condition)
 
 
-def _for_every_geometry(layer: Layer, matrix: AnyMap, bound: Bound, norm: Norm) -> Bound:
+    def _sums_for_every_geometry(self, operator: AnyMap, norm: Norm) -> Bound:
+        """An upper bound in l1 or linf of a kernel of unknown stride, dilation, groups, orientation.
+
+        In either norm, each entry of a row (or column) sum of |W| belongs to one slice of the first
+        or of the second stored axis, whichever the layer makes outputs of; stride and groups only
+        leave entries out. So the largest sum over slices of either axis bounds all readings.
+        """
+        assert isinstance(operator, Convolution)
+        kernel = operator.kernel
+        sums = [
+            sigma.measure(Dense(np.moveaxis(kernel, axis, 0).reshape(kernel.shape[axis], -1)), "linf", self.options)
+            for axis in (0, 1)
+        ]
+        worst = max(sums, key=lambda bound: bound.upper)
+        return replace(worst, lower=0.0, method=f"{worst.method}, every geometry")
+
+
+def _widened(bound: Bound, relative: float) -> Bound:
+    """The enclosure for a weight that is known up to a relative error only."""
+    if relative == 0.0 or not bound.bounded:
+        return bound
+    if relative >= 1.0:
+        return replace(UNBOUNDED, method="the weight cancels to less than a digit")
+    return replace(bound, lower=down(bound.lower * (1 - relative)), upper=times_up(bound.upper, 1 + relative))
+
+
+def _with_product_rounding(bound: Bound, pair: LowRank, layer: Layer) -> Bound:
+    """The enclosure of a convolution whose kernel is fl(B·A): the exact kernel differs by at most
+    γ_r‖B‖_F‖A‖_F in Frobenius norm, the operator by at most √taps times that (any of the norms: by
+    √size more)."""
+    taps, size = float(np.prod(layer.shape[2:])), float(np.prod(layer.shape))
+    error = 1.01 * gamma(pair.right.shape[0] + 2) * frobenius_up(pair.left) * frobenius_up(pair.right)
+    error = times_up(error, np.sqrt(taps) * (1.0 if bound.method.startswith("fourier") else np.sqrt(size)) * 1.01)
+    return replace(bound, lower=max(0.0, down(bound.lower - error)), upper=up(bound.upper + error))
+
+
+def _for_every_geometry(matrix: AnyMap, bound: Bound, rounding: float) -> Bound:
     """A kernel of unknown stride, dilation, groups: the upper end as it is (MATH R11: all other
     choices select or spread what stride 1 in one group computes); from below, one output unit in
     the interior is a functional whose norm is that of its own row, whatever the choice.
     """
     if not bound.bounded:
         return bound
-    rows = matrix.dense()
-    if norm == "l2":
-        lower = max((_euclidean_down(row) for row in rows), default=0.0)
-    else:
-        lower = 0.0
+    lower = 0.0
+    if isinstance(matrix, Dense):
+        lower = down(max((_euclidean_down(row) for row in matrix.weight), default=0.0) * (1 - rounding))
     return replace(bound, lower=min(lower, bound.upper), method=f"{bound.method}, every geometry")
 
 

@@ -56,7 +56,7 @@ def _add(reading: _Reading, layer: Layer, node: ir.Node) -> None:
     handle = form.handle if isinstance(form, Folded) else form.tensors[0]
     digest = form.digest if isinstance(form, Folded) else b""
     index = str(getattr(form, "index", ""))
-    key = (handle and handle.place, digest, index, layer.geometry, layer.flipped, layer.op, layer.shape)
+    key = (handle and handle.place, digest, index, layer.geometry, layer.flipped, layer.op, layer.shape, layer.gain)
     known = reading.layers.get(key)
     used_by = (node.name or node.outputs[0].name or node.op_type,)
     outputs = (node.outputs[0],)
@@ -176,13 +176,14 @@ def _convolution(node: ir.Node) -> Iterator[Layer]:
 
 
 def _gemm(node: ir.Node) -> Iterator[Layer]:
+    gain = abs(float(_attribute(node, "alpha", 1.0)))
     right, left = _form(node, 1), _form(node, 0)
     if right is not None and left is None and len(right.shape) == 2:
         flipped = not _attribute(node, "transB", 0)
-        yield Layer(_name(right), "Linear", right, flipped=flipped)
+        yield Layer(_name(right), "Linear", right, flipped=flipped, gain=gain)
     elif left is not None and right is None and len(left.shape) == 2:
         flipped = bool(_attribute(node, "transA", 0))
-        yield Layer(_name(left), "Linear", left, flipped=flipped)
+        yield Layer(_name(left), "Linear", left, flipped=flipped, gain=gain)
 
 
 def _matmul(node: ir.Node) -> Iterator[Layer]:
@@ -190,9 +191,10 @@ def _matmul(node: ir.Node) -> Iterator[Layer]:
     if (right is None) == (left is None):
         return
     form, flipped = (right, True) if right is not None else (left, False)
-    if form is None or len(form.shape) < 2:
+    if form is None or not form.shape:
         return
-    op = "Linear" if len(form.shape) == 2 else "Experts"
+    flipped = flipped or len(form.shape) == 1  # a vector is one row, on whichever side
+    op = "Linear" if len(form.shape) <= 2 else "Experts"
     yield Layer(_name(form), op, form, flipped=flipped, stacked=len(form.shape) > 2)
 
 

@@ -128,19 +128,39 @@ def _spectral_norm(reading: _Reading, name: str) -> None:
     dims = [d for d, length in enumerate(original.shape) if (length,) == left.shape]
     if len(original.shape) < 2 or not dims:
         return
-    dim = _spectral_dim(original.shape, dims, right)
+    dims = _spectral_dims(original.shape, dims, right)
+    if len(dims) > 1:
+        dims = _aligned(original, left, right, dims) or dims
+    unsure = ""
+    if len(dims) > 1:
+        unsure = "which axis spectral_norm divides along cannot be told from u and v: the first is assumed"
     reading.take(name, left.name, *(() if right is None else (right.name,)))
     if base in reading.open:
         reading.leave_out(base, f"recomputed from {name} on loading")
-    form = SpectralNorm(original, left, right, dim)
-    reading.layers.extend(_named(base, form, ("spectral_norm: W/(uᵀWv) with the stored u, v",)))
+    form = SpectralNorm(original, left, right, dims[0])
+    notes = ("spectral_norm: W/(uᵀWv) with the stored u, v", *([unsure] if unsure else []))
+    reading.layers.extend(replace(layer, assumption=unsure) for layer in _named(base, form, notes))
 
 
-def _spectral_dim(shape: tuple[int, ...], dims: list[int], right: Tensor | None) -> int:
-    """The axis that u belongs to; 0 where both fit (torch takes 1 only for transposed convolutions)."""
-    if right is not None:
-        dims = [d for d in dims if (int(np.prod(shape)) // max(1, shape[d]),) == right.shape] or dims
-    return dims[0]
+def _spectral_dims(shape: tuple[int, ...], dims: list[int], right: Tensor | None) -> list[int]:
+    """The axes that both u and v fit (torch takes 1 for transposed convolutions, else 0)."""
+    if right is None:
+        return dims
+    return [d for d in dims if (int(np.prod(shape)) // max(1, shape[d]),) == right.shape] or dims
+
+
+def _aligned(original: Tensor, left: Tensor, right: Tensor | None, dims: list[int]) -> list[int]:
+    """The one axis along which u is parallel to W·v, as torch leaves them; empty if not just one is."""
+    if right is None:
+        return []
+    weight, u, v = original.float64(), left.float64(), right.float64()
+    found = []
+    for d in dims:
+        image = np.moveaxis(weight, d, 0).reshape(weight.shape[d], -1) @ v
+        size = float(np.linalg.norm(image) * np.linalg.norm(u))
+        if size > 0 and np.isfinite(size) and abs(float(u @ image)) > 0.999 * size:
+            found.append(d)
+    return found if len(found) == 1 else []
 
 
 def _low_rank(reading: _Reading, name: str) -> None:

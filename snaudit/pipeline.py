@@ -143,7 +143,9 @@ def _composition_of(
 
     started = time.perf_counter()
     operators = {
-        output: result.norm for layer, result in zip(layers, results, strict=True) for output in layer.outputs
+        output: result.norm if layer.gain == 1.0 else meter.measure(replace(layer, gain=1.0)).norm
+        for layer, result in zip(layers, results, strict=True)
+        for output in layer.outputs
     }
     names = {output: layer.name for layer in layers for output in layer.outputs}
     shortcuts = [

@@ -23,6 +23,10 @@ of itself, hence the operator by at most 8u·‖|W|‖ ≤ 8u·√(taps·min(row
 below 1e-9·‖W‖ for fewer than 1e12 taps times channels."""
 
 
+_AFFINE = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_DEFAULT_EPSILON = float(np.float32(1e-5))
+
+
 @dataclass(frozen=True, slots=True)
 class Stretch:
     """`output` is an affine function of `source`, with the layer's weight between two scalings.
@@ -83,12 +87,12 @@ def find_stretches(layers: tuple[Layer, ...]) -> Iterator[Stretch]:
 
 def _around(layer: Layer, output: ir.Value) -> Stretch | None:
     node = output.producer()
-    if node is None:
+    if node is None or node.domain not in ("", "ai.onnx") or node.op_type not in _AFFINE:
         return None
-    data = [v for v in node.inputs[:2] if v is not None and not folding.is_constant(v)]
-    if len(data) != 1 or node.op_type == "Gemm" and (node.inputs[0] is not data[0] or _transposes(node)):
+    data = [v for v in node.inputs if v is not None and not folding.is_constant(v)]
+    if len(data) != 1 or node.inputs[0] is not data[0]:  # a bias that varies is a second way in
         return None
-    if node.op_type == "MatMul" and node.inputs[0] is not data[0]:
+    if node.op_type == "Gemm" and _transposes(node):
         return None
     rows, columns = _channels(layer)
     axis = 1 if layer.geometry is not None else -1
@@ -138,7 +142,8 @@ def _precede(value: ir.Value, channels: int, axis: int, layer: Layer) -> tuple[n
         if node is None:
             return scale, value
         data = [v for v in node.inputs if v is not None and not folding.is_constant(v)]
-        step = _scaling(node, data[0], channels, axis, layer) if len(data) == 1 else None
+        whole = len(data) == 1 and _has_channels(data[0], channels, axis, layer)
+        step = _scaling(node, data[0], channels, axis, layer) if whole else None
         if step is None or (scale is None and node.op_type in ("Add", "Sub")):
             return scale, value  # an addition alone is no reason to look further up
         scale = step if scale is None else scale * step
@@ -177,8 +182,8 @@ def _batch_normalization(
     training = node.attributes.get("training_mode")
     if (training is not None and training.value) or node.inputs[0] is not data:
         return None
-    if any(len(list(output.uses())) for output in node.outputs[1:]):
-        return None
+    if any(output.is_graph_output() or len(list(output.uses())) for output in node.outputs[1:]):
+        return None  # training form
     if axis == -1 and (data.shape is None or len(data.shape) != 2):
         return None  # BatchNorm's channels are axis 1
     constants = [v for v in node.inputs[1:5] if v is not None and folding.is_constant(v)]
@@ -187,7 +192,7 @@ def _batch_normalization(
     gamma, _, _, variance = (folding.evaluate(v).astype(np.float64).ravel() for v in constants)
     epsilon = node.attributes.get("epsilon")
     with np.errstate(all="ignore"):
-        scale = gamma / np.sqrt(variance + (1e-5 if epsilon is None else float(epsilon.value)))
+        scale = gamma / np.sqrt(variance + (_DEFAULT_EPSILON if epsilon is None else float(epsilon.value)))
     return scale if scale.shape == (channels,) and np.isfinite(scale).all() else None
 
 
@@ -203,6 +208,14 @@ def _per_channel(constant: np.ndarray, channels: int, axis: int, layer: Layer) -
         return None
     ok = constant.shape[constant.ndim - spatial - 1] == channels
     return constant.ravel() if ok else None
+
+
+def _has_channels(data: ir.Value, channels: int, axis: int, layer: Layer) -> bool:
+    """Whether the data is known to have all its channels (one that a scaling would copy has not)."""
+    if data.shape is None:
+        return False
+    place = len(data.shape) - 1 if axis == -1 else len(data.shape) - 1 - (len(layer.shape) - 2)
+    return place >= 0 and data.shape[place] == channels
 
 
 def _keeps_shape(node: ir.Node, data: ir.Value) -> bool:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from snaudit.errors import WriteError
 from snaudit.formats.interface import Patched
+from snaudit.interrupts import uninterrupted
 
 
 def check_target(target: Path, force: bool) -> Path:
@@ -54,12 +55,15 @@ def write_model(
                 place = target.parent / file.name
                 with _part(place, source) as part:
                     _fill(part, file, place)
-                    os.link(part, place)  # unlike a rename, fails where the name is taken
-                named.append(place)
+                    with uninterrupted():
+                        os.link(part, place)  # unlike a rename, fails where the name is taken
+                        named.append(place)
         with _part(target, source) as part:
             _fill(part, main, target)
             verify(part)
-            os.replace(part, target)
+            with uninterrupted():
+                os.replace(part, target)
+                written, named = (target, *named), []  # the model that now stands there needs them
         _sync_folder(target.parent)
     except BaseException as error:
         for place in named:
@@ -67,23 +71,27 @@ def write_model(
         if isinstance(error, OSError):
             raise WriteError(f"{target}: {error.strerror or error}; nothing was written") from error
         raise
-    return (target, *named)
+    return written
 
 
 @contextlib.contextmanager
 def _part(target: Path, source: Path) -> Iterator[Path]:
     """A new file beside the target with the mode the target must get, gone when the block ends."""
     suffix = "".join(target.suffixes[-1:])
-    fd, name = tempfile.mkstemp(prefix=".snaudit-", suffix=f"{suffix}.part", dir=target.parent)
-    part = Path(name)
+    part: Path | None = None
     try:
-        try:
-            os.fchmod(fd, _mode(target, source))
-        finally:
-            os.close(fd)
+        with uninterrupted():
+            fd, name = tempfile.mkstemp(prefix=".snaudit-", suffix=f"{suffix}.part", dir=target.parent)
+            part = Path(name)
+            try:
+                os.fchmod(fd, _mode(target, source))
+            finally:
+                os.close(fd)
         yield part
     finally:
-        part.unlink(missing_ok=True)
+        with uninterrupted():
+            if part is not None:
+                part.unlink(missing_ok=True)
 
 
 def _mode(target: Path, source: Path) -> int:

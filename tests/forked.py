@@ -60,8 +60,12 @@ class Forker:
     def __exit__(self, *_: object) -> None:
         self._worker.communicate()
 
-    def run(self, *arguments: str | os.PathLike[str]) -> Outcome:
-        line = json.dumps([os.fspath(a) for a in arguments])
+    def run(
+        self, *arguments: str | os.PathLike[str], kill: tuple[int, float] | None = None,
+        file_size: int | None = None, powerless: bool = False,
+    ) -> Outcome:
+        """kill: (signal, seconds after the start); file_size: RLIMIT_FSIZE; powerless: root's rights are given up."""
+        line = json.dumps([[os.fspath(a) for a in arguments], kill, file_size, powerless])
         assert self._worker.stdin is not None and self._worker.stdout is not None
         self._worker.stdin.write(line.encode() + b"\n")
         self._worker.stdin.flush()
@@ -111,7 +115,23 @@ def _watch(arguments: list[str]) -> None:
     sys.addaudithook(hook)
 
 
-def _child(arguments: list[str], out: int, err: int) -> None:
+def _give_up_root() -> None:
+    """Drop every capability: a file's mode then means for root what it means for others."""
+    import ctypes
+
+    class Header(ctypes.Structure):
+        _fields_ = [("version", ctypes.c_uint32), ("pid", ctypes.c_int)]
+
+    nothing = (ctypes.c_uint32 * 6)()
+    if ctypes.CDLL(None, use_errno=True).capset(ctypes.byref(Header(0x20080522, 0)), nothing):
+        raise OSError(ctypes.get_errno(), "capset")
+
+
+def _child(arguments: list[str], out: int, err: int, file_size: int | None, powerless: bool) -> None:
+    if file_size is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
+    if powerless:
+        _give_up_root()
     resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
@@ -124,6 +144,8 @@ def _child(arguments: list[str], out: int, err: int) -> None:
     code = 70
     try:
         code = main(arguments)
+    except KeyboardInterrupt:  # before main had its handlers
+        code = 130
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else 71
     except BaseException:
@@ -142,17 +164,20 @@ def _serve() -> None:
     answers = sys.stdout
     page = resource.getpagesize()
     for line in sys.stdin:
-        arguments = json.loads(line)
+        arguments, kill, file_size, powerless = json.loads(line)
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
             own = int(Path("/proc/self/statm").read_text().split()[1]) * page
             started = time.monotonic()
             child = os.fork()
             if child == 0:
-                _child(arguments, out.fileno(), err.fileno())
+                _child(arguments, out.fileno(), err.fileno(), file_size, powerless)
             while (ended := os.wait4(child, os.WNOHANG))[0] == 0:
                 if time.monotonic() - started > SECONDS:
                     os.kill(child, signal.SIGKILL)
-                time.sleep(0.001)
+                if kill is not None and time.monotonic() - started >= kill[1]:
+                    os.kill(child, kill[0])
+                    kill = None
+                time.sleep(0.0005)
             seconds = time.monotonic() - started
             texts = []
             for file in (out, err):

@@ -228,12 +228,19 @@ def test_mutants(kind: str, tmp_path: Path, watch: dict[str, Any]) -> None:
     assert compared >= accepted // 4 or kind == "legacy", f"only {compared} of {accepted} compared"
 
 
-def _any_attribute(rng: random.Random, name: str) -> onnx.AttributeProto:
-    values = [0, 1, -1, 2, 1 << 62, -(1 << 63), 0.5, float("nan"), "SAME_UPPER", "", "\x1b[31m", [0], [1, 1], [-1, 3], [2, 2, 2, 2],
-              [1 << 40] * 2, [], [0.5, 2.0], ["relu", "x"], numpy_helper.from_array(W), numpy_helper.from_array(np.zeros((0,), np.int64))]
-    value = rng.choice(values)
-    kind = onnx.AttributeProto.INTS if value == [] else None
-    return helper.make_attribute(name, value, attr_type=kind)
+_VALUES: dict[str, list[object]] = {
+    "INT": [0, 1, -1, 2, 7, 1 << 62, -(1 << 63)], "FLOAT": [0.0, 0.5, -1.0, float("nan"), float("inf"), 1e-300],
+    "STRING": ["SAME_UPPER", "SAME_LOWER", "VALID", "", "\x1b[31m", "linear", "DCR", "bidirectional", "sum"],
+    "INTS": [[0], [1, 1], [2, 2], [-1, 3], [3, 3], [1, 1, 1, 1], [2, 2, 2, 2], [1 << 40] * 2, [0, 0], [-1], []],
+    "FLOATS": [[0.5, 2.0], [float("nan")]], "STRINGS": [["Relu", "Tanh"], ["x"]],
+    "TENSOR": [numpy_helper.from_array(W), numpy_helper.from_array(np.zeros((0,), np.int64)), numpy_helper.from_array(np.ones(1, np.float32))],
+}
+
+
+def _attribute(rng: random.Random, name: str, kind: str) -> onnx.AttributeProto:
+    kind = kind if kind in _VALUES and rng.random() < 0.97 else rng.choice(list(_VALUES))
+    value = rng.choice(_VALUES[kind])
+    return helper.make_attribute(name, value, attr_type=onnx.AttributeProto.INTS if value == [] else None)
 
 
 def _nonsense(rng: random.Random) -> onnx.ModelProto:
@@ -241,14 +248,14 @@ def _nonsense(rng: random.Random) -> onnx.ModelProto:
     constants = {"w": W, "v": W[0], "s": np.float32(2), "k": matrix(rows=6, columns=12).reshape(6, 3, 2, 2), "i": np.array([0, 1]),
                  "j": np.array(-1), "huge": np.array([1 << 40, 1 << 40]), "e": np.zeros((0, 4), np.float32), "nan": np.float32(np.nan),
                  "t": np.array(["a"], dtype=object), "b": np.array(True), "d": W.astype(np.float64), "q": W.astype(np.int8)}
-    schemas = _SCHEMAS
     made, nodes = ["x"], []
     for number in range(3):
-        schema = rng.choice(schemas)
-        wanted = max(schema.min_input, min(schema.max_input, rng.randrange(5)))
-        ins = [rng.choice((made[-1], made[-1], *constants, *made, "")) for _ in range(wanted if rng.random() < 0.9 else rng.randrange(6))]
-        node = helper.make_node(schema.name, ins, [f"n{number}"] + [f"n{number}_{i}" for i in range(rng.choice((0, 0, 0, 1, 3)))])
-        node.attribute.extend(_any_attribute(rng, name) for name in schema.attributes if rng.random() < 0.5)
+        schema = rng.choice(_SCHEMAS)
+        wanted = rng.randint(schema.min_input, max(schema.min_input, min(schema.max_input, 4)))
+        ins = [rng.choice((made[-1], made[-1], *constants, *made)) if rng.random() < 0.97 else "" for _ in range(wanted)]
+        outs = rng.randint(max(1, schema.min_output), max(1, min(schema.max_output, 3)))
+        node = helper.make_node(schema.name, ins, [f"n{number}", *(f"n{number}_{i}" for i in range(1, outs))])
+        node.attribute.extend(_attribute(rng, name, a.type.name) for name, a in schema.attributes.items() if a.required or rng.random() < 0.4)
         nodes.append(node)
         made += list(node.output)
     nodes.append(helper.make_node("Gemm", ["x", "w"], ["out"], transB=1))

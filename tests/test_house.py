@@ -29,7 +29,7 @@ LEVELS = (
     ("folded_arithmetic", "folded_shapes", "symbol", "arrays", "gains", "broadcasting"),
     ("folded", "model", "linear", "rounding", "names", "numerals"),
     ("bound",),
-    ("errors", "version"),
+    ("errors", "interrupts", "version"),
 )
 HEAVY = {"torch", "onnx", "onnx_ir", "onnxruntime", "numpy", "ml_dtypes"}
 NEVER = (("report", "model"), ("rules", "sigma"), ("sigma", "model"))

@@ -120,3 +120,49 @@ def test_a_value_that_is_used_elsewhere_is_not_swallowed(tmp_path: Path) -> None
     true = np.linalg.norm(jacobian(model, (1, 3, 2, 2)), 2)
     bound = snaudit.audit(tmp_path / "m.onnx").network.bound
     assert true <= bound.upper * (1 + 1e-5)
+
+
+def ratio(model: onnx.ModelProto, shape: tuple[int, ...]) -> float:
+    return float(np.linalg.norm(jacobian(model, shape), 2))
+
+
+def bound_of(model: onnx.ModelProto, folder: Path) -> float:
+    (folder / "m.onnx").write_bytes(model.SerializeToString())
+    return snaudit.audit(folder / "m.onnx").network.bound.upper
+
+
+def test_a_bias_that_varies_is_a_second_way_in(tmp_path: Path) -> None:
+    weights = {"w": np.eye(3), "big": np.array([100.0])}
+    nodes = [
+        helper.make_node("Mul", ["x", "big"], ["c"]),
+        helper.make_node("Gemm", ["x", "w", "c"], ["y"], alpha=0.5),
+    ]
+    model = build(nodes, weights, (2, 3))
+    assert ratio(model, (2, 3)) <= bound_of(model, tmp_path) * (1 + 1e-5)
+
+
+def test_a_scaling_that_copies_channels_is_no_stretch(tmp_path: Path) -> None:
+    """A grey image, scaled for three channels, before a convolution."""
+    weights = {"s": np.array([1.0, 2.0, 3.0]).reshape(1, 3, 1, 1), "w": np.array([1.0, 1.0, 1.0]).reshape(1, 3, 1, 1)}
+    nodes = [helper.make_node("Mul", ["x", "s"], ["c"]), helper.make_node("Conv", ["c", "w"], ["y"])]
+    model = build(nodes, weights, (1, 1, 4, 4))
+    assert ratio(model, (1, 1, 4, 4)) <= bound_of(model, tmp_path) * (1 + 1e-5)
+
+
+def test_contrib_ops_with_an_activation_inside_get_no_bound(tmp_path: Path) -> None:
+    weights = {"w": np.eye(3), "s": np.array([2.0])}
+    nodes = [
+        helper.make_node("Mul", ["x", "s"], ["c"]),
+        helper.make_node("FusedGemm", ["c", "w"], ["y"], domain="com.microsoft", activation="LeakyRelu", activation_alpha=5.0),
+    ]
+    initializers = [numpy_helper.from_array(value.astype(np.float32), name) for name, value in weights.items()]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", FLOAT, [1, 3])],
+        [helper.make_tensor_value_info("y", FLOAT, [1, 3])],
+        initializers,
+    )
+    imports = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(graph, opset_imports=imports, ir_version=9)
+    assert bound_of(model, tmp_path) == np.inf

@@ -20,6 +20,7 @@ from types import FrameType
 from typing import Any
 
 from snaudit.errors import UsageError, WriteError
+from snaudit.interrupts import SIGNALS, uninterrupted
 from snaudit.names import printable
 
 _GLYPHS = "σ×–…█▌≤·—"
@@ -47,9 +48,8 @@ def signals_raise() -> Iterator[None]:
         raise Interrupted(signum)
 
     before: dict[int, Any] = {}
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-        signum = getattr(signal, name, None)
-        if signum is not None and signal.getsignal(signum) is not signal.SIG_IGN:
+    for signum in SIGNALS:
+        if signal.getsignal(signum) is not signal.SIG_IGN:
             before[signum] = signal.signal(signum, stop)
     try:
         yield
@@ -161,8 +161,10 @@ def write_file(path: Path, text: str) -> None:
 
 
 def _replace(real: Path, data: bytes) -> None:
-    fd, part = tempfile.mkstemp(prefix=".snaudit-", suffix=".part", dir=real.parent)
+    part: str | None = None
     try:
+        with uninterrupted():
+            fd, part = tempfile.mkstemp(prefix=".snaudit-", suffix=".part", dir=real.parent)
         with open(fd, "wb") as file:
             file.write(data)
             file.flush()
@@ -170,8 +172,9 @@ def _replace(real: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(part, real)
     except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(part)
+        if part is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(part)
         raise
 
 

@@ -136,6 +136,8 @@ def scaled(bound: Bound, factor: float) -> Bound:
     size = abs(factor)
     if size == 1.0:
         return bound
+    if not math.isfinite(size):
+        return replace(bound, lower=0.0, upper=math.inf)
     return replace(bound, lower=down(bound.lower * size), upper=times_up(bound.upper, size))
 
 

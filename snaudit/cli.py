@@ -21,6 +21,7 @@ import typer
 from snaudit.commands import options as opt
 from snaudit.commands import sink
 from snaudit.errors import SnauditError, SoundnessError, UsageError
+from snaudit.interrupts import Interrupted, interrupt_behind, signals_raise
 from snaudit.version import VERSION
 
 INTERNAL_ERROR = 4
@@ -189,8 +190,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; the exit status."""
     args = list(sys.argv[1:] if argv is None else argv)
     sink.keep_standard_streams_open()
-    with sink.signals_raise():
-        return _run(Request(None, _asks_for_json(args)), lambda: _parse_and_call(args))
+    try:
+        with signals_raise():
+            return _run(Request(None, _asks_for_json(args)), lambda: _parse_and_call(args))
+    except Interrupted as error:  # it came while an end was being made
+        _, message, code = _explained(error)
+        sink.tell(message)
+        return code
 
 
 def _parse_and_call(args: list[str]) -> int:
@@ -233,7 +239,11 @@ def _run(request: Request, work: Callable[[], int]) -> int:
 
         text = jsonreport.failure(request.model, kind, message, code)
         try:
-            sink.emit(text) if request.output is None else sink.write_file(request.output, text)
+            if request.output is None:
+                sink.emit(text)
+            else:
+                sink.check_output(request.output, None if request.model is None else Path(request.model))
+                sink.write_file(request.output, text)
         except (SnauditError, OSError):
             pass  # the line on stderr has gone out, and the status tells the rest
     return code
@@ -241,12 +251,13 @@ def _run(request: Request, work: Callable[[], int]) -> int:
 
 def _explained(error: BaseException) -> tuple[str, str, int]:
     """(kind, one-line message, exit status) of what ended a run."""
+    interrupt = interrupt_behind(error)
+    if interrupt is not None:
+        signum = getattr(interrupt, "signum", 2)
+        return "interrupted", f"interrupted ({interrupt or 'SIGINT'}); no half-written file is left", 128 + signum
     if isinstance(error, SnauditError) and not isinstance(error, SoundnessError):
         kind = re.sub(r"(?<=[a-z])(?=[A-Z])", "-", type(error).__name__).lower()
         return kind, str(error), error.exit_code
-    if isinstance(error, (sink.Interrupted, KeyboardInterrupt)):
-        signum = getattr(error, "signum", 2)
-        return "interrupted", f"interrupted ({str(error) or 'SIGINT'})", 128 + signum
     if isinstance(error, MemoryError):
         return "out-of-memory", "not enough memory for this model", 2
     what = str(error) if isinstance(error, SoundnessError) else f"{type(error).__name__}: {error}"

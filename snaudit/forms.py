@@ -163,12 +163,12 @@ class SpectralNorm:
         u = _float64(self.left, stored).ravel()
         with np.errstate(all="ignore"):
             v = _float64(self.right, stored).ravel() if self.right is not None else self._right_of(matrix, u)
-            size = float(np.abs(u) @ (np.abs(matrix) @ np.abs(v)))
+            size = np.abs(u) @ (np.abs(matrix) @ np.abs(v))
             roundings = sum(matrix.shape) + 2 + (0 if self.right is not None else matrix.shape[0] + 8)
-            relative = 1.1 * roundings * 2.0**-53 * size / abs(float(u @ (matrix @ v)))
+            relative = 1.1 * roundings * 2.0**-53 * size / np.abs(u @ (matrix @ v))
         if not relative < 0.1:
             return float("inf")
-        return 1.25 * relative + 2.0**-50 * float(np.sqrt(weight.size))
+        return 1.25 * float(relative) + 2.0**-50 * float(np.sqrt(weight.size))
 
     def _right_of(self, matrix: np.ndarray, u: np.ndarray) -> np.ndarray:
         v = matrix.T @ u

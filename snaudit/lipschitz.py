@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -56,6 +56,8 @@ class _Walk:
     integers: set[ir.Value] = field(default_factory=set)
     """Constant values that are computed from the numbers in an integer input."""
     embeddings: list[str] = field(default_factory=list)
+    shaped_by_data: set[ir.Value] = field(default_factory=set)
+    """Values whose shape may depend on the numbers in the network's input."""
 
 
 def compose(
@@ -194,6 +196,7 @@ def _visit(walk: _Walk, node: ir.Node) -> None:
         else:
             walk.values[output] = Value(UNBOUNDED, sources)
             walk.gaps[output] = gap
+    _shapes_by_data(walk, node, reads, gap)
     if any(not v.is_constant for v in known):
         _shorten(walk, node)
 
@@ -225,7 +228,7 @@ def _judge(walk: _Walk, node: ir.Node, reads: list[ir.Value], known: list[Value]
     if not varying and not (not domain and op in ("Dropout", "If")):
         return _constant(walk, node)
     if not domain and op in SHAPE_ONLY:
-        return (CONSTANT,)
+        return _shape_of(walk, node, varying[0])
     if not domain and op == "If":
         return _chosen(walk, node)
     row = rules.lookup(domain, op)
@@ -246,6 +249,23 @@ def _judge(walk: _Walk, node: ir.Node, reads: list[ir.Value], known: list[Value]
     if not opset and not domain:
         raise Unbounded("the model does not say its opset", "repair the model", "malformed")
     return row.rule(Step(node, inputs, walk.norm, opset, walk.operators.get(node.outputs[0]), walk.fold))
+
+
+def _shape_of(walk: _Walk, node: ir.Node, value: Value) -> tuple[Value, ...]:
+    """A shape is constant, unless something before it makes shapes out of numbers (NonZero, an op
+    that nobody knows): then it jumps."""
+    if node.inputs[0] not in walk.shaped_by_data:
+        return (CONSTANT,)
+    return (Value(UNBOUNDED, value.sources, jumps=_where(node)),)
+
+
+def _shapes_by_data(walk: _Walk, node: ir.Node, reads: Iterable[ir.Value], gap: Gap | None) -> None:
+    """Note which outputs' shapes may depend on the numbers in the network's input."""
+    known = all(o.shape is not None and all(isinstance(d, int) for d in o.shape) for o in node.outputs)
+    steps = any(walk.values[o].jumps for o in node.outputs)
+    opaque = gap is not None and gap.code in ("no-rule", "control-flow", "step", "malformed", "random")
+    if not known and (steps or opaque or any(value in walk.shaped_by_data for value in reads)):
+        walk.shaped_by_data.update(node.outputs)
 
 
 def _unknown(node: ir.Node, op: str, domain: str) -> Unbounded:

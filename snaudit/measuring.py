@@ -13,7 +13,7 @@ from snaudit.bound import UNBOUNDED, Bound, Grade, Norm, down, scaled, times_up,
 from snaudit.findings import Finding, LayerResult, Settings
 from snaudit.forms import NOTHING, Stored
 from snaudit.layers import Layer
-from snaudit.linear import AnyMap, BlockDiagonal, Convolution, Dense, LowRank
+from snaudit.linear import AnyMap, BlockDiagonal, Convolution, Dense, LowRank, flat
 from snaudit.rounding import frobenius_up, gamma
 from snaudit.sigma.interface import Options, PowerEstimate
 
@@ -89,7 +89,7 @@ class Meter:
         assert isinstance(operator, Convolution)
         kernel = operator.kernel
         sums = [
-            sigma.measure(Dense(np.moveaxis(kernel, axis, 0).reshape(kernel.shape[axis], -1)), "linf", self.options)
+            sigma.measure(Dense(flat(np.moveaxis(kernel, axis, 0))), "linf", self.options)
             for axis in (0, 1)
         ]
         worst = max(sums, key=lambda bound: bound.upper)

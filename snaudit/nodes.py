@@ -171,6 +171,9 @@ def _convolution(node: ir.Node) -> Iterator[Layer]:
         int(_attribute(node, "group", 1)),
         transposed,
     )
+    whole = min((*geometry.stride, *geometry.dilation, geometry.groups)) >= 1
+    if not whole or len(geometry.stride) != axes or len(geometry.dilation) != axes or form.shape[0] % geometry.groups:
+        return  # no runtime takes it; the weight is left out, the node becomes a gap
     kind = "ConvTranspose" if transposed else "Conv"
     yield Layer(_name(form), f"{kind}{axes}d", form, geometry)
 

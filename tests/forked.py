@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -127,7 +128,9 @@ def _give_up_root() -> None:
         raise OSError(ctypes.get_errno(), "capset")
 
 
-def _child(arguments: list[str], out: int, err: int, file_size: int | None, powerless: bool) -> None:
+def _child(arguments: list[str], out: int, err: int, file_size: int | None, powerless: bool, killed: bool) -> None:
+    if killed:  # an import that is cut off leaves its file to the collector
+        warnings.simplefilter("ignore", ResourceWarning)
     if file_size is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
     if powerless:
@@ -139,7 +142,7 @@ def _child(arguments: list[str], out: int, err: int, file_size: int | None, powe
     os.dup2(err, 2)
     from snaudit.cli import main
 
-    if arguments[0] in ("inspect", "check"):
+    if arguments[0] in ("inspect", "check") and "-o" not in arguments:
         _watch(arguments)
     code = 70
     try:
@@ -165,12 +168,13 @@ def _serve() -> None:
     page = resource.getpagesize()
     for line in sys.stdin:
         arguments, kill, file_size, powerless = json.loads(line)
-        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        reading, writing = os.pipe()  # for stderr, which a limit on file size must not silence
+        with tempfile.TemporaryFile() as out, open(reading, "rb") as err:
             own = int(Path("/proc/self/statm").read_text().split()[1]) * page
             started = time.monotonic()
             child = os.fork()
             if child == 0:
-                _child(arguments, out.fileno(), err.fileno(), file_size, powerless)
+                _child(arguments, out.fileno(), writing, file_size, powerless, kill is not None)
             while (ended := os.wait4(child, os.WNOHANG))[0] == 0:
                 if time.monotonic() - started > SECONDS:
                     os.kill(child, signal.SIGKILL)
@@ -179,10 +183,9 @@ def _serve() -> None:
                     kill = None
                 time.sleep(0.0005)
             seconds = time.monotonic() - started
-            texts = []
-            for file in (out, err):
-                file.seek(0)
-                texts.append(file.read().decode("latin-1"))
+            os.close(writing)
+            out.seek(0)
+            texts = [out.read().decode("latin-1"), err.read().decode("latin-1")]
             peak = ended[2].ru_maxrss * 1024 - own
             answers.write(json.dumps([os.waitstatus_to_exitcode(ended[1]), *texts, seconds, peak]) + "\n")
             answers.flush()

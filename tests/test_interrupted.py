@@ -29,7 +29,7 @@ from onnx import numpy_helper
 
 KINDS = ("torch.pt", "plain.safetensors", "sharded.safetensors.index.json", "external.onnx")
 CAP = ("--max-sigma", "0.5", "--force")
-MOMENTS = 24
+MOMENTS = 16
 """Moments of a run, evenly spread, at which a signal is sent; for each kind, target and signal."""
 
 
@@ -154,6 +154,20 @@ def test_what_must_not_be_replaced(tmp_path: Path, forker: Forker) -> None:
     assert content(source.parent) == before and old.read_bytes() == b"old"
     dry = forker.run("constrain", source, "--max-sigma", "0.5", "--dry-run")
     assert dry.code == 0 and content(source.parent) == before
+
+
+@pytest.mark.parametrize("command", ["constrain", "inspect"])
+def test_a_file_that_the_model_needs_is_no_target(tmp_path: Path, forker: Forker, command: str) -> None:
+    for kind, part in (("external.onnx", "w.bin"), ("sharded.safetensors.index.json", "b.safetensors")):
+        source = model(tmp_path / kind, kind)
+        before = content(source.parent)
+        os.symlink(part, source.parent / "alias")
+        for name in (part, "alias"):
+            outcome = forker.run(command, source, *(CAP if command == "constrain" else ()), "-o", source.parent / name)
+            told(outcome)
+            assert outcome.code == 2, (kind, name, outcome)
+        (source.parent / "alias").unlink()
+        assert content(source.parent) == before
 
 
 def test_links_as_target(tmp_path: Path, forker: Forker) -> None:

@@ -1,4 +1,4 @@
-"""Where output goes: stdout, stderr, a file; their width, colour and alphabet; signals; progress.
+"""Where output goes: stdout, stderr, a file; their width, colour and alphabet; progress.
 
 Results go to stdout, everything else to stderr. Imports nothing heavy: usage errors pass through.
 """
@@ -9,53 +9,22 @@ import contextlib
 import errno
 import os
 import shutil
-import signal
 import stat
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from snaudit.errors import UsageError, WriteError
-from snaudit.interrupts import SIGNALS, uninterrupted
+from snaudit.interrupts import uninterrupted
 from snaudit.names import printable
 
 _GLYPHS = "σ×–…█▌≤·—"
 _PIPED_WIDTH = 100
 _WIDEST = 400
 _QUIET_SECONDS = 1.0
-
-
-class Interrupted(BaseException):
-    """SIGINT, SIGTERM or SIGHUP arrived. No Exception, so that nothing takes it for a failure."""
-
-    def __init__(self, signum: int) -> None:
-        super().__init__(signal.Signals(signum).name)
-        self.signum = signum
-
-
-@contextlib.contextmanager
-def signals_raise() -> Iterator[None]:
-    """Within the block the three signals raise Interrupted, so that half-written files are removed.
-
-    A signal that the caller had ignored (nohup) stays ignored.
-    """
-
-    def stop(signum: int, frame: FrameType | None) -> None:
-        raise Interrupted(signum)
-
-    before: dict[int, Any] = {}
-    for signum in SIGNALS:
-        if signal.getsignal(signum) is not signal.SIG_IGN:
-            before[signum] = signal.signal(signum, stop)
-    try:
-        yield
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler if handler is not None else signal.SIG_DFL)
 
 
 def keep_standard_streams_open() -> None:

@@ -7,11 +7,12 @@ How branches combine, and what disjoint sources gain, is `joint`'s. What broadca
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 
 from snaudit import joint
-from snaudit.bound import at_most, scaled, up
+from snaudit.bound import Grade, at_most, scaled, up
 from snaudit.broadcasting import Dim, Spread, dims, spread
 from snaudit.gains import copies, diagonal, outward
 from snaudit.rules.interface import Row, Step, Unbounded, Value, through
@@ -45,7 +46,13 @@ def _copied(step: Step, index: int) -> Value:
     """Input `index` broadcast to the result's shape."""
     found = _spread(step, index)
     value = through(step.inputs[index], copies(found.count or 1, step.norm))
-    return Value(value.lip, value.sources, assumes=_assumed(step, found))
+    return _resting_on(value, _assumed(step, found))
+
+
+def _resting_on(value: Value, assumes: tuple[str, ...]) -> Value:
+    """The value with what nobody checked: its bound is only ASSUMED then."""
+    lip = replace(value.lip, grade=Grade.ASSUMED) if assumes else value.lip
+    return Value(lip, value.sources, assumes=assumes)
 
 
 def _assumed(step: Step, found: Spread) -> tuple[str, ...]:

@@ -16,6 +16,9 @@ from snaudit.rules.interface import Row, Step, Unbounded, Value, through
 
 _STATISTICS = "normalizes with the statistics of its own input in training mode"
 
+DEFAULT_EPSILON = float(np.float32(1e-5))
+"""What ONNX's attribute default is in its own type: a little below 1e-5."""
+
 
 def _constant(step: Step, index: int, what: str) -> np.ndarray:
     array = step.constant(index)
@@ -40,7 +43,7 @@ def batch_normalization(step: Step) -> tuple[Value, ...]:
     if trains:
         raise Unbounded(f"BatchNormalization {_STATISTICS}", "export the model in eval mode", "training-mode")
     scale, variance = _constant(step, 1, "the scale"), _constant(step, 4, "the variance")
-    floor = variance + float(step.attribute("epsilon", 1e-5))
+    floor = variance + float(step.attribute("epsilon", DEFAULT_EPSILON))
     if (floor <= 0).any():
         raise Unbounded("var + ε is not positive", "repair the running variance", "bad-constant")
     gain = diagonal(np.abs(scale) / np.sqrt(floor), (), step.norm)
@@ -84,16 +87,28 @@ def layer_normalization(step: Step) -> tuple[Value, ...]:
     """
     if any(o.uses() or o.is_graph_output() for o in step.node.outputs[1:]):
         raise Unbounded("its mean or deviation is used as a value", "use its first output only", "no-rule")
-    epsilon = _epsilon(step, 1e-5)
-    scale = _constant(step, 1, "the scale").ravel()
+    epsilon = _epsilon(step, DEFAULT_EPSILON)
+    scale = _constant(step, 1, "the scale")
     size = normalized_size(step)
     value = step.data()
     centred = step.node.op_type == "LayerNormalization"
-    if centred and step.norm == "l2" and size == scale.size:
-        gain = at_most(outward(projected(scale) / math.sqrt(epsilon)), "‖diag(γ)P‖/√ε")
+    if centred and step.norm == "l2" and size is not None and _covers(step, scale):
+        gain = at_most(outward(projected(scale.ravel()) / math.sqrt(epsilon)), "‖diag(γ)P‖/√ε")
     else:
         gain = normalized(float(np.abs(scale).max(initial=0.0)), epsilon, size, centred, step.norm)
     return (through(value, gain),) * len(step.node.outputs)
+
+
+def _covers(step: Step, scale: np.ndarray) -> bool:
+    """Whether the scale has one entry for each normalized position (it may vary over rows instead)."""
+    shape = step.shape(0) or ()
+    own = scale.shape
+    while own and own[0] == 1:
+        own = own[1:]
+    wanted = tuple(shape[step.attribute("axis", -1):])
+    while wanted and wanted[0] == 1:
+        wanted = wanted[1:]
+    return own == wanted
 
 
 def normalized_size(step: Step) -> int | None:
@@ -133,7 +148,7 @@ def instance_normalization(step: Step) -> tuple[Value, ...]:
 
     Each channel of each image is normalized by itself: block diagonal, blocks γ_c(P − ẑẑᵀ/d)/√(v+ε).
     """
-    epsilon = _epsilon(step, 1e-5)
+    epsilon = _epsilon(step, DEFAULT_EPSILON)
     scale = _constant(step, 1, "the scale")
     shape = step.shape(0)
     size = None if shape is None or None in shape[2:] else math.prod(shape[2:])
@@ -146,7 +161,7 @@ def group_normalization(step: Step) -> tuple[Value, ...]:
 
     Blocks are the groups of each image: ‖Γ(P − ẑẑᵀ/d)‖ ≤ max|γ|. l1 and linf as `normalized`.
     """
-    epsilon = _epsilon(step, 1e-5)
+    epsilon = _epsilon(step, DEFAULT_EPSILON)
     scale = _constant(step, 1, "the scale")
     shape, groups = step.shape(0), step.attribute("num_groups")
     size = None if shape is None or None in shape[1:] else math.prod(shape[1:]) // int(groups)

@@ -41,9 +41,7 @@ class _Axis:
             end = total - begin
         elif self.auto == "VALID":
             begin = end = 0
-        span = size + begin + end - self.extent
-        if span < 0:
-            return [], begin, end
+        span = max(0, size + begin + end - self.extent)  # too long a window: runtimes still place one
         count = (-(-span // self.stride) if self.ceil else span // self.stride) + 1
         starts = [i * self.stride - begin for i in range(count)]
         return [range(s, s + self.extent, self.dilation) for s in starts if s < size + end], begin, end
@@ -71,6 +69,9 @@ def _axes(step: Step) -> list[_Axis]:
     if min(*kernel, *strides, *dilations) < 1 or min(pads) < 0 or len(pads) != 2 * rank:
         raise Unbounded("the window's attributes make no sense", "repair the node", "malformed")
     ceil = bool(step.attribute("ceil_mode", 0))
+    if ceil and auto.startswith("SAME"):
+        reason = "ceil_mode together with auto_pad is understood differently by different runtimes"
+        raise Unbounded(reason, "write the pads out", "no-constant")
     return [
         _Axis(kernel[i], int(strides[i]), int(dilations[i]), int(pads[i]), int(pads[rank + i]), auto, ceil)
         for i in range(rank)

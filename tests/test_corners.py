@@ -1,0 +1,136 @@
+"""Corners of graphs in which a bound was once too low: each against what onnxruntime computes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import helper, numpy_helper
+
+import snaudit
+from snaudit import folding, lipschitz
+from snaudit.bound import Grade
+from snaudit.extraction import extract
+from snaudit.measuring import Meter
+from snaudit.policy import judge
+
+DOUBLE = onnx.TensorProto.DOUBLE
+
+
+def model_of(nodes, inputs, weights=(), opset: int = 17, output_type: int = DOUBLE) -> onnx.ModelProto:
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info(name, DOUBLE, shape) for name, shape in inputs],
+        [helper.make_tensor_value_info(nodes[-1].output[0], output_type, None)],
+        [numpy_helper.from_array(np.asarray(array, dtype=np.float64), name) for name, array in weights],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=9)
+
+
+def network_of(model: onnx.ModelProto, folder: Path) -> lipschitz.Composition:
+    """The composition alone: some of these graphs hold no matrix to audit."""
+    (folder / "m.onnx").write_bytes(model.SerializeToString())
+    read = snaudit.load(folder / "m.onnx")
+    layers = extract(read).layers
+    norms = {output: Meter(snaudit.Settings()).measure(layer).norm for layer in layers for output in layer.outputs}
+
+    def fold(value):
+        return folding.evaluate(value) if folding.is_constant(value) else None
+
+    return lipschitz.compose(read.graph, "l2", norms, {}, (), fold)
+
+
+def run(model: onnx.ModelProto, **feed: np.ndarray) -> np.ndarray:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return session.run(None, feed)[0].astype(np.float64)
+
+
+def stretch(model: onnx.ModelProto, x: np.ndarray, y: np.ndarray) -> float:
+    return float(np.linalg.norm(run(model, x=x) - run(model, x=y)) / np.linalg.norm(x - y))
+
+
+def test_a_count_of_what_is_not_zero_jumps(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["a"]),
+        helper.make_node("Relu", ["x"], ["r"]),
+        helper.make_node("Cast", ["r"], ["r32"], to=onnx.TensorProto.FLOAT),
+        helper.make_node("NonZero", ["r32"], ["z"]),
+        helper.make_node("Size", ["z"], ["n"]),
+        helper.make_node("Cast", ["n"], ["f"], to=DOUBLE),
+        helper.make_node("Add", ["a", "f"], ["y"]),
+    ]
+    model = model_of(nodes, [("x", [1, 3])], [("w", np.eye(3))])
+    below, above = np.full((1, 3), -1e-7), np.full((1, 3), 1e-7)
+    assert stretch(model, below, above) > 1e6
+    assert not network_of(model, tmp_path).bound.bounded
+
+
+def test_the_shape_of_an_input_of_known_rank_is_constant(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Shape", ["x"], ["s"]),
+        helper.make_node("Reshape", ["x", "s"], ["y"]),
+    ]
+    assert network_of(model_of(nodes, [("x", ["n", 3])]), tmp_path).bound.upper == 1.0
+
+
+def test_a_layer_norm_scale_that_varies_over_rows(tmp_path: Path) -> None:
+    scale = np.array([[1.0], [0.0], [0.0], [0.0]])
+    node = helper.make_node("LayerNormalization", ["x", "scale"], ["y"], axis=-1, epsilon=1.0)
+    model = model_of([node], [("x", [4, 4])], [("scale", scale)])
+    x = np.zeros((4, 4))
+    y = x.copy()
+    y[0] = np.array([1, -1, 1, -1]) * 1e-5
+    truth = stretch(model, x, y)
+    assert truth > 0.99
+    assert truth <= network_of(model, tmp_path).bound.upper * (1 + 1e-6)
+
+
+def test_default_epsilon_is_a_float32(tmp_path: Path) -> None:
+    names = [("s", [1.0]), ("b", [0.0]), ("m", [0.0]), ("v", [0.0])]
+    node = helper.make_node("BatchNormalization", ["x", "s", "b", "m", "v"], ["y"])
+    model = model_of([node], [("x", [1, 1, 2])], names)
+    truth = 1.0 / np.sqrt(float(np.float32(1e-5)))
+    upper = network_of(model, tmp_path).bound.upper
+    assert truth <= upper <= truth * (1 + 1e-12)
+
+
+def test_sizes_that_only_happen_to_be_equal_are_an_assumption(tmp_path: Path) -> None:
+    model = model_of([helper.make_node("Add", ["x", "w"], ["y"])], [("x", [3, "m"]), ("w", [3, "k"])])
+    network = network_of(model, tmp_path)
+    assert network.bound.grade is Grade.ASSUMED and any("dynamic sizes" in text for text in network.assumptions)
+    assert judge(network.bound, 2.0) is snaudit.Verdict.UNDECIDED
+    spread = run(model, x=np.ones((3, 1)), w=np.zeros((3, 50))) - run(model, x=np.zeros((3, 1)), w=np.zeros((3, 50)))
+    assert np.linalg.norm(spread) / np.sqrt(3) > 2, "at other sizes it stretches more"
+
+
+@pytest.mark.parametrize("pads", [[0, 0], [1, 1]])
+def test_a_window_longer_than_its_axis_still_reads_it(tmp_path: Path, pads: list[int]) -> None:
+    node = helper.make_node("MaxPool", ["x"], ["y"], kernel_shape=[2], dilations=[5], pads=pads)
+    model = model_of([node], [("x", [1, 1, 3])])
+    x = np.array([[[3.0, 1.0, 2.0]]])
+    try:
+        truth = stretch(model, x, x + 1e-3 * np.ones_like(x)) if run(model, x=x).size else 0.0
+    except Exception as error:
+        assert "onnxruntime" in type(error).__module__  # it does not run at all
+        truth = 0.0
+    assert truth <= network_of(model, tmp_path).bound.upper
+
+
+def test_ceil_mode_with_auto_pad_has_no_bound(tmp_path: Path) -> None:
+    node = helper.make_node(
+        "AveragePool", ["x"], ["y"], kernel_shape=[2], dilations=[2], auto_pad="SAME_UPPER", ceil_mode=1
+    )
+    assert not network_of(model_of([node], [("x", [1, 1, 5])], opset=19), tmp_path).bound.bounded
+
+
+def test_a_matrix_times_a_vector(tmp_path: Path) -> None:
+    vector = np.array([3.0, 4.0])
+    model = model_of([helper.make_node("MatMul", ["x", "v"], ["y"])], [("x", [1, 5, 2])], [("v", vector)])
+    assert 5.0 <= network_of(model, tmp_path).bound.upper <= 5.0 * (1 + 1e-9)

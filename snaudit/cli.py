@@ -241,8 +241,7 @@ def _run(request: Request, work: Callable[[], int]) -> int:
         try:
             if request.output is None:
                 sink.emit(text)
-            else:
-                sink.check_output(request.output, None if request.model is None else Path(request.model))
+            elif sink.may_replace(request.output):
                 sink.write_file(request.output, text)
         except (SnauditError, OSError):
             pass  # the line on stderr has gone out, and the status tells the rest

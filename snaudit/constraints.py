@@ -98,6 +98,9 @@ def constrain(
     wanted = default_target(path) if target is None else target
     real = check_target(wanted, force or dry_run)
     model = formats.read(path, settings.key)
+    parts = {os.path.realpath(file.path) for file in model.files} - {os.path.realpath(model.path)}
+    if str(real) in parts:
+        raise WriteError(f"{wanted}: {path} needs this file")
     extraction = extract(model)
     if not extraction.layers:
         raise EmptyModel(path, "no weight matrix to constrain in it")

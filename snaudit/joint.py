@@ -1,13 +1,14 @@
 """How values of one graph combine: stacked into one, or added. The only place for disjoint sources.
 
 Each value is a function of the joint real input x = (x_s) over sources s; it depends only on its
-own `sources`. Write a, b for the distances of two inputs restricted to disjoint sets A, B of
+own `sources`. Pieces of one split value are handled alike. Write a, b for the distances of two inputs restricted to disjoint sets A, B of
 sources; the distance of the joint inputs is at least ‖(a, b)‖ in the audit's norm.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from snaudit.bound import Bound, Norm, at_most, root_sum_squares_up, stacked, sum_up, total
 from snaudit.rules.interface import CONSTANT, Value
@@ -20,8 +21,14 @@ def stack(values: Iterable[Value], norm: Norm) -> Value:
     max L in every norm, since ‖(L_f·a, L_g·b)‖ ≤ max(L_f, L_g)·‖(a, b)‖ by monotonicity.
     """
     groups = _groups(values)
-    bounds = [_one(group) or stacked((v.lip for v in group), norm) for group in groups]
-    return _value(groups, bounds, max((b.upper for b in bounds), default=0.0), "concatenation")
+
+    def together(group: list[Value]) -> Bound:
+        return stacked((value.lip for value in group), norm)
+
+    def apart(bounds: list[Bound]) -> float:
+        return max((bound.upper for bound in bounds), default=0.0)
+
+    return _joined(groups, together, apart, "concatenation")
 
 
 def add(values: Iterable[Value], norm: Norm) -> Value:
@@ -32,26 +39,57 @@ def add(values: Iterable[Value], norm: Norm) -> Value:
     (L_f + L_g)·‖(a,b)‖∞ (Hölder); each is attained.
     """
     groups = _groups(values)
-    bounds = [_one(group) or total(v.lip for v in group) for group in groups]
-    uppers = [b.upper for b in bounds]
-    if norm == "l2":
-        upper = root_sum_squares_up(uppers)
-    else:
-        upper = sum_up(uppers) if norm == "linf" else max(uppers, default=0.0)
-    return _value(groups, bounds, upper, "sum of branches")
+
+    def together(group: list[Value]) -> Bound:
+        return total(value.lip for value in group)
+
+    def apart(bounds: list[Bound]) -> float:
+        uppers = [bound.upper for bound in bounds]
+        if norm == "l2":
+            return root_sum_squares_up(uppers)
+        return sum_up(uppers) if norm == "linf" else max(uppers, default=0.0)
+
+    return _joined(groups, together, apart, "sum of branches")
 
 
-def _one(group: list[Value]) -> Bound | None:
-    return group[0].lip if len(group) == 1 else None
-
-
-def _value(groups: list[list[Value]], bounds: list[Bound], upper: float, method: str) -> Value:
+def _joined(
+    groups: list[list[Value]],
+    together: Callable[[list[Value]], Bound],
+    apart: Callable[[list[Bound]], float],
+    method: str,
+) -> Value:
+    """The groups, each bounded by itself, combined as functions of disjoint things."""
     if not groups:
         return CONSTANT
     sources = frozenset().union(*(value.sources for group in groups for value in group))
+    bounds = [_within(group, together, apart, method) for group in groups]
     if len(bounds) == 1:
-        return Value(bounds[0], sources)
-    return Value(at_most(upper, method, min(b.grade for b in bounds)), sources)
+        alone = groups[0][0] if len(groups[0]) == 1 else None
+        return Value(bounds[0], sources, part=None if alone is None else alone.part)
+    return Value(at_most(apart(bounds), method, min(b.grade for b in bounds)), sources)
+
+
+def _within(
+    group: list[Value],
+    together: Callable[[list[Value]], Bound],
+    apart: Callable[[list[Bound]], float],
+    method: str,
+) -> Bound:
+    """Values that share sources. Where all are functions of disjoint pieces of one value R, each lip
+    being Lip(R) times a gain from its piece, the pieces' distances together are those of R: what
+    holds for disjoint sources holds for the pieces, with Lip(R) as a common factor."""
+    if len(group) == 1:
+        return group[0].lip
+    pieces: dict[tuple[Any, int], list[Value]] = {}
+    for value in group:
+        if value.part is None:
+            return together(group)
+        pieces.setdefault(value.part, []).append(value)
+    if len({whole for whole, _ in pieces}) != 1:
+        return together(group)
+    bounds = [part[0].lip if len(part) == 1 else together(part) for part in pieces.values()]
+    upper = min(apart(bounds), together(group).upper)
+    return at_most(upper, method, min(bound.grade for bound in bounds))
 
 
 def _groups(values: Iterable[Value]) -> list[list[Value]]:

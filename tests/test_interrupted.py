@@ -156,14 +156,18 @@ def test_what_must_not_be_replaced(tmp_path: Path, forker: Forker) -> None:
     assert dry.code == 0 and content(source.parent) == before
 
 
-@pytest.mark.parametrize("command", ["constrain", "inspect"])
+@pytest.mark.parametrize("command", ["constrain", "inspect", "refused"])
 def test_a_file_that_the_model_needs_is_no_target(tmp_path: Path, forker: Forker, command: str) -> None:
     for kind, part in (("external.onnx", "w.bin"), ("sharded.safetensors.index.json", "b.safetensors")):
         source = model(tmp_path / kind, kind)
+        options = CAP if command == "constrain" else ("--format", "json")
+        if command == "refused":
+            with (source.parent / part).open("ab") as file:
+                file.truncate(100)
         before = content(source.parent)
         os.symlink(part, source.parent / "alias")
         for name in (part, "alias"):
-            outcome = forker.run(command, source, *(CAP if command == "constrain" else ()), "-o", source.parent / name)
+            outcome = forker.run("constrain" if command == "constrain" else "inspect", source, *options, "-o", source.parent / name)
             told(outcome)
             assert outcome.code == 2, (kind, name, outcome)
         (source.parent / "alias").unlink()
@@ -215,6 +219,14 @@ def test_reports_that_cannot_be_written(tmp_path: Path, forker: Forker, form: st
     assert kept.read_text() == "old report"
     kept.unlink()
     assert content(source.parent) == before
+
+
+def test_a_failure_is_reported_where_the_report_was_to_go(tmp_path: Path, forker: Forker) -> None:
+    report = tmp_path / "report.json"
+    source = model(tmp_path / "in", "plain.safetensors")
+    for path, code in ((tmp_path / "absent.pt", 2), (source, 0), (tmp_path / "absent.pt", 2)):
+        assert forker.run("inspect", path, "--format", "json", "-o", report).code == code
+        assert (json.loads(report.read_text()).get("error") is None) == (code == 0)
 
 
 @pytest.mark.parametrize("form", ["table", "json"])

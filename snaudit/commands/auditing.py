@@ -63,5 +63,7 @@ def _deliver(wish: Wish, report: Report) -> None:
     if wish.output is None:
         sink.emit(text)
     else:
+        for file in report.model.files:
+            sink.check_output(wish.output, file.path)
         sink.write_file(wish.output, text)
         sink.tell(f"report written to {wish.output}")

@@ -112,6 +112,16 @@ def check_output(output: Path | None, model: Path | None) -> None:
             raise UsageError(f"--output {output} is the model itself")
 
 
+def may_replace(path: Path) -> bool:
+    """Whether the report of a failure may go here: never over a file that is no JSON report, such as
+    weights beside a model that could not be read so far as to name them."""
+    try:
+        with open(path, "rb") as file:
+            return not stat.S_ISREG(os.fstat(file.fileno()).st_mode) or b'"snaudit.report/' in file.read(200)
+    except FileNotFoundError:
+        return True
+
+
 def write_file(path: Path, text: str) -> None:
     """The file `path` holding the text, whole or not at all; WriteError where the disk refuses.
 

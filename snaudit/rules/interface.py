@@ -28,12 +28,15 @@ class Value:
     jumps    not None: piecewise constant in real inputs (an index, a comparison); using it in
              arithmetic or to choose between values has no Lipschitz constant; says which node
     assumes  one sentence for each thing that this value's own rule could not check (an input size)
+    part     (whole, index): it depends on the input only through piece `index` of the value `whole`,
+             whose pieces are disjoint, and lip is the whole's constant times a gain from that piece
     """
 
     lip: Bound
     sources: frozenset[str] = frozenset()
     jumps: str | None = None
     assumes: tuple[str, ...] = ()
+    part: tuple[Any, int] | None = None
 
     @property
     def is_constant(self) -> bool:
@@ -123,8 +126,8 @@ class Step:
 def through(value: Value, gain: Bound) -> Value:
     """The value of g(value), g with Lipschitz bound `gain`: uppers multiply."""
     if gain.upper == 1.0 and gain.grade >= value.lip.grade:
-        return Value(value.lip, value.sources)
-    return Value(chain(value.lip, gain), value.sources)
+        return Value(value.lip, value.sources, part=value.part)
+    return Value(chain(value.lip, gain), value.sources, part=value.part)
 
 
 def jumping(step: Step) -> Value:

@@ -52,7 +52,7 @@ def _copied(step: Step, index: int) -> Value:
 def _resting_on(value: Value, assumes: tuple[str, ...]) -> Value:
     """The value with what nobody checked: its bound is only ASSUMED then."""
     lip = replace(value.lip, grade=Grade.ASSUMED) if assumes else value.lip
-    return Value(lip, value.sources, assumes=assumes)
+    return Value(lip, value.sources, assumes=assumes, part=value.part)
 
 
 def _assumed(step: Step, found: Spread) -> tuple[str, ...]:
@@ -64,7 +64,7 @@ def _assumed(step: Step, found: Spread) -> tuple[str, ...]:
 
 def _with_assumptions(value: Value, parts: Iterable[Value]) -> tuple[Value, ...]:
     sentences = dict.fromkeys(sentence for part in parts for sentence in part.assumes)
-    return (Value(value.lip, value.sources, assumes=tuple(sentences)),)
+    return (Value(value.lip, value.sources, assumes=tuple(sentences), part=value.part),)
 
 
 def added(step: Step) -> tuple[Value, ...]:
@@ -83,7 +83,8 @@ def added(step: Step) -> tuple[Value, ...]:
 def mean(step: Step) -> tuple[Value, ...]:
     """1/k times the sum of k branches', constants counted in k."""
     (value,) = added(step)
-    return (Value(scaled(value.lip, up(1.0 / len(step.inputs))), value.sources, assumes=value.assumes),)
+    gain = up(1.0 / len(step.inputs))
+    return (Value(scaled(value.lip, gain), value.sources, assumes=value.assumes, part=value.part),)
 
 
 def picked(step: Step) -> tuple[Value, ...]:

@@ -17,8 +17,14 @@ from snaudit.rules.interface import CONSTANT, Row, Step, Unbounded, Value, throu
 
 
 def selection(step: Step) -> tuple[Value, ...]:
-    """The input's own for every output: entries are moved or dropped, none is repeated."""
-    return (Value(step.data().lip, step.data().sources),) * len(step.node.outputs)
+    """The input's own for every output: entries are moved or dropped, none is repeated.
+
+    The outputs of a Split are disjoint pieces of it, and are marked as such.
+    """
+    value, count = step.data(), len(step.node.outputs)
+    if step.node.op_type != "Split" or count == 1:
+        return (Value(value.lip, value.sources, part=value.part),) * count
+    return tuple(Value(value.lip, value.sources, part=(step.node, index)) for index in range(count))
 
 
 def shape_of(step: Step) -> tuple[Value, ...]:
@@ -41,7 +47,7 @@ def dropout(step: Step) -> tuple[Value, ...]:
     if trains:
         raise Unbounded("Dropout in training mode is random", "export the model in eval mode", "random")
     value = step.data()
-    return (Value(value.lip, value.sources), CONSTANT)[: len(step.node.outputs)]
+    return (Value(value.lip, value.sources, part=value.part), CONSTANT)[: len(step.node.outputs)]
 
 
 def _copied(step: Step, count: int) -> tuple[Value, ...]:

@@ -159,7 +159,7 @@ class SpectralNorm:
         """uᵀWv is off by at most γ_k·|u|ᵀ|W||v| with k = rows + columns + 2 roundings on a path; each
         entry of the quotient by u besides. ∞ where that leaves less than one digit of it."""
         weight = _float64(self.original, stored)
-        matrix = np.moveaxis(weight, self.dim, 0).reshape(weight.shape[self.dim], -1)
+        matrix = flat(np.moveaxis(weight, self.dim, 0))
         u = _float64(self.left, stored).ravel()
         with np.errstate(all="ignore"):
             v = _float64(self.right, stored).ravel() if self.right is not None else self._right_of(matrix, u)

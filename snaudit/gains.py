@@ -85,17 +85,23 @@ def non_negative(matrix: np.ndarray, norm: Norm) -> Bound:
     roundings = 2 * (rows + columns) + 16
     if norm != "l2":
         return at_most(outward(float(matrix.sum(axis=0 if norm == "l1" else 1).max()), roundings), "sums")
+    gram = matrix.T @ matrix
+    perron = np.abs(np.linalg.eigh(gram)[1][:, -1])
+    best = _ratio(gram, perron)
     vector = np.ones(columns)
-    best = math.inf
-    for _ in range(100):
-        image = matrix.T @ (matrix @ vector)
-        ratio = float(np.max(image / vector))
-        if ratio > best * (1.0 - 1e-9):
-            best = min(best, ratio)
-            break
-        best = ratio
-        vector = np.maximum(image, image.max() * 1e-9)
+    for _ in range(60):  # where the map falls into blocks, the eigenvector has zeros: iterate instead
+        best = min(best, _ratio(gram, vector))
+        vector = gram @ vector
+        vector /= vector.max()
     return at_most(outward(math.sqrt(best), roundings), "Collatz–Wielandt")
+
+
+def _ratio(gram: np.ndarray, vector: np.ndarray) -> float:
+    """max_i (Gq)_i/q_i, over the entries that G reaches at all; ∞ where q is not positive there."""
+    reached = gram.any(axis=1)
+    if not (vector[reached] > 0.0).all():
+        return math.inf
+    return float(np.max((gram @ vector)[reached] / vector[reached]))
 
 
 def signed(matrix: np.ndarray, norm: Norm) -> Bound:

@@ -72,7 +72,9 @@ def uninterrupted() -> Iterator[None]:
         return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     try:
-        signal.pthread_sigmask(signal.SIG_BLOCK, (*SIGNALS, signal.SIGALRM))  # may raise what arrived just before: inside the try
+        signal.pthread_sigmask(
+            signal.SIG_BLOCK, (*SIGNALS, signal.SIGALRM)
+        )  # may raise what arrived just before: inside the try
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -61,21 +61,64 @@ def zipped(
         local_declared = declared if m.local_declared is None else m.local_declared
         at = len(out) if m.at is None else m.at
         if m.at is None:
-            out += struct.pack("<4s5H3I2H", b"PK\3\4", 20, m.flags, m.method, 0, 0x21,
-                               crc, packed, local_declared, len(local), len(m.extra))
+            out += struct.pack(
+                "<4s5H3I2H",
+                b"PK\3\4",
+                20,
+                m.flags,
+                m.method,
+                0,
+                0x21,
+                crc,
+                packed,
+                local_declared,
+                len(local),
+                len(m.extra),
+            )
             out += local + m.extra + body
-        directory += struct.pack("<4s6H3I5H2I", b"PK\1\2", 0x314, 20, m.flags, m.method, 0, 0x21,
-                                 crc, packed, declared, len(name), len(m.central_extra), 0, 0, 0,
-                                 m.attributes, at) + name + m.central_extra
+        directory += (
+            struct.pack(
+                "<4s6H3I5H2I",
+                b"PK\1\2",
+                0x314,
+                20,
+                m.flags,
+                m.method,
+                0,
+                0x21,
+                crc,
+                packed,
+                declared,
+                len(name),
+                len(m.central_extra),
+                0,
+                0,
+                0,
+                m.attributes,
+                at,
+            )
+            + name
+            + m.central_extra
+        )
     total = len(members) if count is None else count
-    end = struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, total, total, len(directory),
-                      len(out) + directory_shift, len(comment))
+    end = struct.pack(
+        "<4s4H2IH", b"PK\5\6", 0, 0, total, total, len(directory), len(out) + directory_shift, len(comment)
+    )
     return bytes(out + directory) + end + comment + suffix
 
 
 # Pickles: each function returns the opcodes that leave one value on the stack.
 
-MARK, REDUCE, BUILD, NEWOBJ, PERSID, NONE, TRUE, FALSE = b"(", b"R", b"b", b"\x81", b"Q", b"N", b"\x88", b"\x89"
+MARK, REDUCE, BUILD, NEWOBJ, PERSID, NONE, TRUE, FALSE = (
+    b"(",
+    b"R",
+    b"b",
+    b"\x81",
+    b"Q",
+    b"N",
+    b"\x88",
+    b"\x89",
+)
 
 
 def pickled(body: bytes, protocol: int = 2) -> bytes:
@@ -123,15 +166,24 @@ def call(function: bytes, *arguments: bytes) -> bytes:
     return function + items(*arguments) + REDUCE
 
 
-def storage(key: str, count: int, kind: str = "FloatStorage", device: str = "cpu", tail: bytes = b"") -> bytes:
+def storage(
+    key: str, count: int, kind: str = "FloatStorage", device: str = "cpu", tail: bytes = b""
+) -> bytes:
     """torch's persistent id of a storage, `tail` being legacy's view metadata."""
     return items(text("storage"), name("torch", kind), text(key), text(device), integer(count), tail) + PERSID
 
 
 def view(held: bytes, shape: tuple[int, ...], strides: tuple[int, ...], offset: int = 0) -> bytes:
     """torch._utils._rebuild_tensor_v2 of a storage."""
-    return call(name("torch._utils", "_rebuild_tensor_v2"), held, integer(offset), ints(shape), ints(strides),
-                FALSE, call(name("collections", "OrderedDict")))
+    return call(
+        name("torch._utils", "_rebuild_tensor_v2"),
+        held,
+        integer(offset),
+        ints(shape),
+        ints(strides),
+        FALSE,
+        call(name("collections", "OrderedDict")),
+    )
 
 
 def tensor(array: np.ndarray, key: str = "0", kind: str = "FloatStorage") -> bytes:
@@ -140,7 +192,9 @@ def tensor(array: np.ndarray, key: str = "0", kind: str = "FloatStorage") -> byt
     return view(storage(key, array.size, kind), array.shape, strides)
 
 
-def torch_members(body: bytes, records: dict[str, bytes], root: str = "archive", order: str = "little") -> list[Member]:
+def torch_members(
+    body: bytes, records: dict[str, bytes], root: str = "archive", order: str = "little"
+) -> list[Member]:
     """The members of a torch.save archive whose data.pkl holds the value `body`."""
     return [
         Member(f"{root}/data.pkl", pickled(body)),
@@ -156,7 +210,9 @@ def torch_file(path: Path, body: bytes, records: dict[str, bytes], **keywords: s
     return path
 
 
-def legacy(body: bytes, keys: bytes, storages: bytes, magic: int = 0x1950A86A20F9469CFC6C, order: bytes = TRUE) -> bytes:
+def legacy(
+    body: bytes, keys: bytes, storages: bytes, magic: int = 0x1950A86A20F9469CFC6C, order: bytes = TRUE
+) -> bytes:
     """A pre-zip torch.save file: five pickles, then for each key its length and its bytes."""
     sizes = mapping({"short": integer(2), "int": integer(4), "long": integer(4)})
     system = mapping({"protocol_version": integer(1001), "little_endian": order, "type_sizes": sizes})

@@ -47,7 +47,11 @@ def refused(rule: str, path: Path, reason: str | None = None) -> Case:
 
 
 def audited(
-    rule: str, path: Path, weights: dict[str, np.ndarray] | None, says: str | None = None, nonfinite: tuple[str, ...] = ()
+    rule: str,
+    path: Path,
+    weights: dict[str, np.ndarray] | None,
+    says: str | None = None,
+    nonfinite: tuple[str, ...] = (),
 ) -> Case:
     """`weights`: the matrices as they must be understood; all of them, and no other."""
     sigma = None if weights is None else {k: top(w) for k, w in weights.items()}
@@ -81,13 +85,25 @@ def make(folder: Path) -> list[Case]:
     """Write all files under the folder; returns their cases, with unique names."""
     import corpus_files
     import corpus_onnx
+    import corpus_onnx_tensors
     import corpus_pickles
     import corpus_safetensors
+    import corpus_saved
+    import corpus_storages
     import corpus_zips
 
     (folder / "canary").mkdir(parents=True)
     cases: list[Case] = []
-    for part in (corpus_files, corpus_zips, corpus_pickles, corpus_safetensors, corpus_onnx):
+    for part in (
+        corpus_files,
+        corpus_zips,
+        corpus_pickles,
+        corpus_storages,
+        corpus_saved,
+        corpus_safetensors,
+        corpus_onnx,
+        corpus_onnx_tensors,
+    ):
         place = folder / part.__name__.removeprefix("corpus_")
         place.mkdir()
         cases += part.cases(place)

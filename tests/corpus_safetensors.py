@@ -54,7 +54,9 @@ def _headers(folder: Path) -> list[Case]:
         "header_nul_padding": file_of(raw + b"\0\0", data),
         "header_trailing_text": file_of(raw + b"x", data),
         "duplicate_tensor": file_of(twice + b"," + raw[1:], data),
-        "duplicate_escaped": file_of(twice + b',"w\\u0065ight":' + json.dumps(good["weight"]).encode() + b"}", data),
+        "duplicate_escaped": file_of(
+            twice + b',"w\\u0065ight":' + json.dumps(good["weight"]).encode() + b"}", data
+        ),
         "duplicate_field": file_of(swap(b'"dtype"', b'"dtype": "F16", "dtype"'), data),
         "field_missing": file_of({"weight": {"dtype": "F32", "shape": [5, 7]}}, data),
         "entry_no_object": file_of({"weight": 3}, data),
@@ -66,7 +68,9 @@ def _headers(folder: Path) -> list[Case]:
         "truncated": file_of(good, data[:-1]),
         "no_data": file_of(good, b""),
         "offsets_reversed": file_of({"weight": entry([5, 7], N, 0)}, data),
-        "offsets_three": file_of({"weight": {"dtype": "F32", "shape": [5, 7], "data_offsets": [0, N, N]}}, data),
+        "offsets_three": file_of(
+            {"weight": {"dtype": "F32", "shape": [5, 7], "data_offsets": [0, N, N]}}, data
+        ),
         "offset_negative": file_of({"weight": entry([5, 7], -N, 0)}, data),
         "offset_float": file_of({"weight": entry([5, 7], 0.0, float(N))}, data),
         "offset_bool": file_of({"weight": entry([1], False, True, "U8")}, b"x"),
@@ -125,39 +129,91 @@ def _odd(folder: Path) -> list[Case]:
 
     plain, typed = folder / "st_plain.safetensors", folder / "st_typed.safetensors"
     save_file({"fc.weight": W, "fc.bias": W[:, 0].copy()}, plain, metadata={"format": "pt"})
-    kinds = {"a.weight": t.bfloat16(), "b.weight": t.to(torch.float8_e4m3fn), "c.weight": t.to(torch.float8_e5m2),
-             "d.weight": t.half(), "e.weight": t.double(), "ids": torch.ones(3, 4, dtype=torch.int64),
-             "mask": torch.ones(3, 4, dtype=torch.bool)}
+    kinds = {
+        "a.weight": t.bfloat16(),
+        "b.weight": t.to(torch.float8_e4m3fn),
+        "c.weight": t.to(torch.float8_e5m2),
+        "d.weight": t.half(),
+        "e.weight": t.double(),
+        "ids": torch.ones(3, 4, dtype=torch.int64),
+        "mask": torch.ones(3, 4, dtype=torch.bool),
+    }
     save_torch(kinds, typed)
     truth = {k: v.double().numpy() for k, v in kinds.items() if k.endswith("weight")}
     backwards = {"weight": entry([5, 7], N, 2 * N), "other.weight": entry([5, 7], 0, N)}
     pad = json.dumps({"weight": entry([5, 7], 0, N)}).encode() + b" " * 40
     zero = {"weight": entry([5, 7], 0, N), "empty": entry([0, 7], N, N), "scalar": entry([], N, N + 4)}
-    shapes = {"a.weight": [0, 3, 3, 3], "b.weight": [4, 0, 3, 3], "c.weight": [4, 3, 0, 3], "d.weight": [7, 0], "e.weight": [0, 0],
-              "f.lora_A.weight": [0, 7], "f.lora_B.weight": [5, 0], "g.weight_g": [0, 1], "g.weight_v": [0, 7], "h.experts": [0, 4, 5],
-              "i.weight_ih_l0": [0, 3], "i.weight_hh_l0": [0, 0], "j.in_proj_weight": [0, 8], "k.parametrizations.weight.original": [0, 4],
-              "k.parametrizations.weight.0._u": [0], "k.parametrizations.weight.0._v": [4]}
-    hollow = {"weight": entry([5, 7], 0, N)} | {k: entry(shape, N, N + 4 * int(np.prod(shape))) for k, shape in shapes.items()
-                                               if np.prod(shape) == 0} | {"k.parametrizations.weight.0._v": entry([4], N, N + 16)}
+    shapes = {
+        "a.weight": [0, 3, 3, 3],
+        "b.weight": [4, 0, 3, 3],
+        "c.weight": [4, 3, 0, 3],
+        "d.weight": [7, 0],
+        "e.weight": [0, 0],
+        "f.lora_A.weight": [0, 7],
+        "f.lora_B.weight": [5, 0],
+        "g.weight_g": [0, 1],
+        "g.weight_v": [0, 7],
+        "h.experts": [0, 4, 5],
+        "i.weight_ih_l0": [0, 3],
+        "i.weight_hh_l0": [0, 0],
+        "j.in_proj_weight": [0, 8],
+        "k.parametrizations.weight.original": [0, 4],
+        "k.parametrizations.weight.0._u": [0],
+        "k.parametrizations.weight.0._v": [4],
+    }
+    hollow = (
+        {"weight": entry([5, 7], 0, N)}
+        | {
+            k: entry(shape, N, N + 4 * int(np.prod(shape)))
+            for k, shape in shapes.items()
+            if np.prod(shape) == 0
+        }
+        | {"k.parametrizations.weight.0._v": entry([4], N, N + 16)}
+    )
     bad = W.copy()
     bad[1, 2], bad[3, 3] = np.nan, np.inf
     nan = {"sick.weight": entry([5, 7], 0, N), "weight": entry([5, 7], N, 2 * N)}
     zeros = {"dead.weight": entry([5, 7], 0, N)}
-    huge = (W.astype(np.float64) * 1e300)
-    names = {"\x1b[31mred\x1b[0m": W, "[red]w[/red]": W + 1, "[/]": W + 2, "=cmd()|'/c calc'!A1": W + 3, "a\nb\r\tc": W + 4,
-             "\u202egnp.exe": W + 5, "nul\0name": W + 6, "x" * 10_000: W + 7, "<script>alert(1)</script>": W + 8, "é漢🙂": W + 9,
-             "": W + 10, "\x9b31m": W + 11, "-v": W + 12, "../../etc": W + 13}
+    huge = W.astype(np.float64) * 1e300
+    names = {
+        "\x1b[31mred\x1b[0m": W,
+        "[red]w[/red]": W + 1,
+        "[/]": W + 2,
+        "=cmd()|'/c calc'!A1": W + 3,
+        "a\nb\r\tc": W + 4,
+        "\u202egnp.exe": W + 5,
+        "nul\0name": W + 6,
+        "x" * 10_000: W + 7,
+        "<script>alert(1)</script>": W + 8,
+        "é漢🙂": W + 9,
+        "": W + 10,
+        "\x9b31m": W + 11,
+        "-v": W + 12,
+        "../../etc": W + 13,
+    }
     header = {k: entry([5, 7], i * N, (i + 1) * N) for i, k in enumerate(names)}
     surrogate = b'{"\\ud800.weight":' + json.dumps(entry([5, 7], 0, N)).encode() + b"}"
     return [
         audited("6", plain, {"fc.weight": W}),
         audited("6", typed, truth),
-        audited("6", put("backwards", backwards, OTHER.tobytes() + W.tobytes()), {"weight": W, "other.weight": OTHER}),
+        audited(
+            "6",
+            put("backwards", backwards, OTHER.tobytes() + W.tobytes()),
+            {"weight": W, "other.weight": OTHER},
+        ),
         audited("6", put("padded", pad, W.tobytes()), {"weight": W}),
         audited("6", put("named_pt", {"weight": entry([5, 7], 0, N)}, W.tobytes(), "pt"), {"weight": W}),
-        audited("8", put("zero_size", zero, W.tobytes() + b"\0\0\0\0"), {"weight": W, "empty": np.zeros((0, 7))}),
+        audited(
+            "8", put("zero_size", zero, W.tobytes() + b"\0\0\0\0"), {"weight": W, "empty": np.zeros((0, 7))}
+        ),
         audited("8", put("hollow", hollow, W.tobytes() + bytes(16)), None),
-        audited("8", put("nan_and_inf", nan, bad.tobytes() + W.tobytes()), {"weight": W}, "2 |NaN|nan", ("sick.weight",)),
+        audited(
+            "8",
+            put("nan_and_inf", nan, bad.tobytes() + W.tobytes()),
+            {"weight": W},
+            "2 |NaN|nan",
+            ("sick.weight",),
+        ),
         audited("8", put("all_zero", zeros, bytes(N)), {"dead.weight": np.zeros((5, 7))}),
         either("8", put("huge_values", {"weight": entry([5, 7], 0, 2 * N, "F64")}, huge.tobytes()), None),
         audited("9", put("names", header, b"".join(w.tobytes() for w in names.values())), None),
@@ -171,10 +227,16 @@ def _odd(folder: Path) -> list[Case]:
 def _sharded(folder: Path) -> list[Case]:
     from safetensors.numpy import save_file
 
-    def shards(tag: str, index: dict[str, object], held: dict[str, dict[str, np.ndarray]] | None = None) -> Path:
+    def shards(
+        tag: str, index: dict[str, object], held: dict[str, dict[str, np.ndarray]] | None = None
+    ) -> Path:
         place = folder / f"sharded_{tag}"
         place.mkdir()
-        parts = {"m-1.safetensors": {"a.weight": W}, "m-2.safetensors": {"b.weight": OTHER}} if held is None else held
+        parts = (
+            {"m-1.safetensors": {"a.weight": W}, "m-2.safetensors": {"b.weight": OTHER}}
+            if held is None
+            else held
+        )
         for name, tensors in parts.items():
             save_file(tensors, place / name)
         path = place / f"{tag}.safetensors.index.json"
@@ -188,7 +250,9 @@ def _sharded(folder: Path) -> list[Case]:
     cache = folder / "cache"
     for part in ("blobs", "snapshots/1"):
         (cache / part).mkdir(parents=True)
-    for i, (name, tensors) in enumerate({"m-1.safetensors": {"a.weight": W}, "m-2.safetensors": {"b.weight": OTHER}}.items()):
+    for i, (name, tensors) in enumerate(
+        {"m-1.safetensors": {"a.weight": W}, "m-2.safetensors": {"b.weight": OTHER}}.items()
+    ):
         save_file(tensors, cache / f"blobs/{i}")
         os.symlink(f"../../blobs/{i}", cache / "snapshots/1" / name)
     (cache / "blobs/9").write_text(json.dumps({"metadata": {"total_size": 2 * N}, "weight_map": good}))
@@ -219,12 +283,28 @@ def _sharded(folder: Path) -> list[Case]:
         refused("6", shards("empty_name", {"weight_map": {**good, "b.weight": ""}})),
         refused("6", shards("shard_missing", {"weight_map": {**good, "c.weight": "m-3.safetensors"}})),
         refused("6", shards("tensor_missing", {"weight_map": {**good, "c.weight": "m-2.safetensors"}})),
-        refused("6", shards("tensor_extra", {"weight_map": {"a.weight": "m-1.safetensors", "b.weight": "m-2.safetensors"}},
-                            {"m-1.safetensors": {"a.weight": W}, "m-2.safetensors": {"b.weight": OTHER, "c.weight": W}})),
-        refused("6", shards("tensor_twice", {"weight_map": good},
-                            {"m-1.safetensors": {"a.weight": W, "b.weight": W}, "m-2.safetensors": {"b.weight": OTHER}})),
+        refused(
+            "6",
+            shards(
+                "tensor_extra",
+                {"weight_map": {"a.weight": "m-1.safetensors", "b.weight": "m-2.safetensors"}},
+                {"m-1.safetensors": {"a.weight": W}, "m-2.safetensors": {"b.weight": OTHER, "c.weight": W}},
+            ),
+        ),
+        refused(
+            "6",
+            shards(
+                "tensor_twice",
+                {"weight_map": good},
+                {"m-1.safetensors": {"a.weight": W, "b.weight": W}, "m-2.safetensors": {"b.weight": OTHER}},
+            ),
+        ),
         refused("6", shards("map_is_a_list", {"weight_map": ["m-1.safetensors"]})),
         refused("6", shards("map_holds_numbers", {"weight_map": {"a.weight": 1}})),
         refused("6", shards("map_empty", {"weight_map": {}})),
-        refused("6", away), refused("6", pipe), refused("6", itself), refused("6", duplicate), refused("6", deep),
+        refused("6", away),
+        refused("6", pipe),
+        refused("6", itself),
+        refused("6", duplicate),
+        refused("6", deep),
     ]

@@ -51,7 +51,12 @@ def _damaged(folder: Path) -> list[Case]:
         refused("3", _put(folder, "no_members", zipped())),
         refused("3", _put(folder, "text_only", zipped(Member("readme.txt", b"hello")))),
         refused("3", _put(folder, "torch_in_a_folder", zipped(Member("models/net.pt", whole)))),
-        audited("3", _put(folder, "crc_all_zero", zipped(*(replace(m, crc=0) for m in GOOD))), {"weight": W}, "CRC|checksum"),
+        audited(
+            "3",
+            _put(folder, "crc_all_zero", zipped(*(replace(m, crc=0) for m in GOOD))),
+            {"weight": W},
+            "CRC|checksum",
+        ),
     ]
 
 
@@ -62,13 +67,19 @@ def _two_meanings(folder: Path) -> list[Case]:
     inner = zipped(*_with(data=OTHER.tobytes()))
     whole = zipped(*GOOD)
     second_root = torch_members(mapping({"weight": tensor(OTHER)}), {"0": OTHER.tobytes()}, root="b")
-    swapped = [replace(m, local_name=f"archive/data/{1 - i}") for i, m in enumerate((GOOD[DATA], Member("archive/data/1", OTHER.tobytes())))]
+    swapped = [
+        replace(m, local_name=f"archive/data/{1 - i}")
+        for i, m in enumerate((GOOD[DATA], Member("archive/data/1", OTHER.tobytes())))
+    ]
     at_same = Member("archive/data/1", W.tobytes(), at=whole.index(b"PK\3\4", 10))
     return [
         refused("3", _put(folder, "duplicate_record", zipped(*GOOD, twin))),
         refused("3", _put(folder, "duplicate_record_first", zipped(GOOD[0], GOOD[1], twin, *GOOD[2:]))),
         refused("3", _put(folder, "duplicate_pickle", zipped(*GOOD, pickle_twin))),
-        refused("3", _put(folder, "case_twin_of_pickle", zipped(*GOOD[1:], replace(GOOD[0], name="archive/DATA.PKL")))),
+        refused(
+            "3",
+            _put(folder, "case_twin_of_pickle", zipped(*GOOD[1:], replace(GOOD[0], name="archive/DATA.PKL"))),
+        ),
         refused("3", _put(folder, "local_name_differs", zipped(*_with(local_name="archive/data/9")))),
         refused("3", _put(folder, "local_names_swapped", zipped(GOOD[0], GOOD[1], *swapped, GOOD[3]))),
         refused("3", _put(folder, "two_entries_one_record", zipped(*GOOD, at_same))),
@@ -80,6 +91,7 @@ def _two_meanings(folder: Path) -> list[Case]:
         either("3", _put(folder, "comment", zipped(*GOOD, comment=b"trained on tuesday")), {"weight": W}),
         either("3", _put(folder, "trailing_junk", whole + b"\0" * 100), {"weight": W}),
         either("3", _put(folder, "two_roots", zipped(*GOOD, *second_root)), None),
+        refused("3", _put(folder, "marked_as_folder", zipped(*_with(attributes=0x10))), "folder"),
         refused("3", _put(folder, "count_too_small", zipped(*GOOD, count=2))),
         refused("3", _put(folder, "count_too_large", zipped(*GOOD, count=9))),
         refused("3", _put(folder, "directory_shifted", zipped(*GOOD, directory_shift=5))),
@@ -91,7 +103,7 @@ def _two_meanings(folder: Path) -> list[Case]:
 def _sizes(folder: Path) -> list[Case]:
     size = W.nbytes
     bomb = _with(data=b"\0" * (64 << 20), method=DEFLATED, declared=size)
-    pops = Member("archive/data.pkl", pickled((NONE + b"0") * (8 << 20) + NONE), method=DEFLATED)
+    pops = Member("archive/data.pkl", pickled((NONE + b"0") * (2 << 20) + NONE), method=DEFLATED)
     claim = mapping({"weight": tensor(np.zeros((5, 7), np.float32))})
     zip64 = struct.pack("<HHQ", 1, 8, 1 << 40)
     return [
@@ -100,15 +112,27 @@ def _sizes(folder: Path) -> list[Case]:
         refused("3", _put(folder, "packed_longer", zipped(*_with(packed=size + 40)))),
         refused("3", _put(folder, "packed_4gb", zipped(*_with(packed=0xFFFFFFF0, declared=0xFFFFFFF0)))),
         refused("3", _put(folder, "deflate_bomb", zipped(*bomb))),
-        refused("3", _put(folder, "deflate_declared_4gb", zipped(*_with(method=DEFLATED, declared=0xF0000000)))),
-        refused("3", _put(folder, "deflate_garbage", zipped(*_with(method=DEFLATED, data=W.tobytes(), packed=size)))),
+        refused(
+            "3", _put(folder, "deflate_declared_4gb", zipped(*_with(method=DEFLATED, declared=0xF0000000)))
+        ),
+        refused(
+            "3",
+            _put(folder, "deflate_garbage", zipped(*_with(method=DEFLATED, data=W.tobytes(), packed=size))),
+        ),
         refused("3", _put(folder, "deflate_short", zipped(*_with(method=DEFLATED, data=b"ab")))),
         refused("3", _put(folder, "pickle_bomb", zipped(pops, *GOOD[1:]))),
-        refused("3", _put(folder, "zip64_claims_1tb", zipped(*_with(declared=0xFFFFFFFF, central_extra=zip64)))),
-        refused("3", _put(folder, "zip64_extra_missing", zipped(*_with(declared=0xFFFFFFFF, packed=0xFFFFFFFF)))),
+        refused(
+            "3", _put(folder, "zip64_claims_1tb", zipped(*_with(declared=0xFFFFFFFF, central_extra=zip64)))
+        ),
+        refused(
+            "3", _put(folder, "zip64_extra_missing", zipped(*_with(declared=0xFFFFFFFF, packed=0xFFFFFFFF)))
+        ),
         refused("3", _put(folder, "encrypted", zipped(*_with(flags=1)))),
         refused("3", _put(folder, "strong_encryption", zipped(*_with(flags=0x41)))),
-        *(refused("3", _put(folder, f"method_{m}", zipped(*_with(method=m)))) for m in (1, 9, 12, 14, 93, 99)),
+        *(
+            refused("3", _put(folder, f"method_{m}", zipped(*_with(method=m))))
+            for m in (1, 9, 12, 14, 93, 99)
+        ),
         either("3", _put(folder, "local_size_differs", zipped(*_with(local_declared=3))), {"weight": W}),
         refused("5", _put(folder, "record_empty", zipped(*torch_members(claim, {"0": b""})))),
     ]
@@ -116,6 +140,7 @@ def _sizes(folder: Path) -> list[Case]:
 
 def _odd(folder: Path) -> list[Case]:
     """Unusual archives that are sound."""
+
     def written(tag: str, method: int, force_zip64: bool = False) -> Path:
         path = folder / f"zip_{tag}.pt"
         with zipfile.ZipFile(path, "w", method) as archive:
@@ -149,10 +174,16 @@ def _odd(folder: Path) -> list[Case]:
         audited("3", _put(folder, "descriptors", bytes(pipe.content)), {"weight": W}),
         audited("3", _put(folder, "reordered", zipped(*GOOD[::-1])), {"weight": W}),
         audited("3", _put(folder, "padded", zipped(*_with(extra=b"FB\x1c\0" + b"Z" * 28))), {"weight": W}),
-        audited("3", _put(folder, "foreign_member", zipped(*GOOD, Member("archive/.data/notes", b"hello"))), {"weight": W}),
+        audited(
+            "3",
+            _put(folder, "foreign_member", zipped(*GOOD, Member("archive/.data/notes", b"hello"))),
+            {"weight": W},
+        ),
         either("3", _put(folder, "symlink_member", zipped(*GOOD, symlink)), {"weight": W}),
         either("3", _put(folder, "climbing_name", zipped(*GOOD, climbing)), {"weight": W}),
-        either("3", _put(folder, "ansi_member", zipped(*GOOD, Member("archive/\x1b[2J\n", b"x"))), {"weight": W}),
+        either(
+            "3", _put(folder, "ansi_member", zipped(*GOOD, Member("archive/\x1b[2J\n", b"x"))), {"weight": W}
+        ),
     ]
 
 
@@ -214,19 +245,48 @@ def _npz(folder: Path) -> list[Case]:
         refused("3", put("npy_magic", Member("weight.npy", b"\x94" + _npy(W)[1:]))),
         refused("3", put("npy_empty", Member("weight.npy", b""))),
         refused("3", put("npy_version", Member("weight.npy", _header(fact, W.tobytes(), (9, 0))))),
-        refused("3", put("npy_header_length", Member("weight.npy", b"\x93NUMPY\2\0" + struct.pack("<I", 1 << 31) + b"{"))),
+        refused(
+            "3",
+            put(
+                "npy_header_length",
+                Member("weight.npy", b"\x93NUMPY\2\0" + struct.pack("<I", 1 << 31) + b"{"),
+            ),
+        ),
         refused("3", put("npz_duplicate", Member("weight.npy", _npy(W)), Member("weight.npy", _npy(OTHER)))),
         refused("4", put("npz_object", Member("weight.npy", loaded.getvalue()))),
-        audited("4", put("npz_object_beside", Member("weight.npy", _npy(W)), Member("o.npy", loaded.getvalue())),
-                {"weight": W}, "object"),
-        audited("3", put("npz_plain", Member("weight.npy", _npy(W)), Member("bias.npy", _npy(W[0]))), {"weight": W}),
+        audited(
+            "4",
+            put("npz_object_beside", Member("weight.npy", _npy(W)), Member("o.npy", loaded.getvalue())),
+            {"weight": W},
+            "object",
+        ),
+        audited(
+            "3",
+            put("npz_plain", Member("weight.npy", _npy(W)), Member("bias.npy", _npy(W[0]))),
+            {"weight": W},
+        ),
         audited("3", put("npz_fortran", Member("weight.npy", _npy(np.asfortranarray(W)))), {"weight": W}),
         audited("3", put("npz_big_endian", Member("weight.npy", _npy(far))), {"weight": W}),
         audited("3", put("npz_deflated", Member("weight.npy", _npy(W), method=DEFLATED)), {"weight": W}),
         audited("3", put("npz_version3", Member("weight.npy", utf)), {"weight": W}),
-        audited("3", put("npz_half", Member("weight.npy", _npy(W.astype(np.float16)))), {"weight": W.astype(np.float16)}),
-        audited("3", put("npz_text_beside", Member("weight.npy", _npy(W)), Member("s.npy", _npy(np.array(["a"])))), {"weight": W}),
-        either("3", put("npz_structured", Member("weight.npy", _npy(W)),
-                        Member("r.npy", _npy(np.zeros(3, [("a", "f4"), ("b", "i4")])))), {"weight": W}),
+        audited(
+            "3",
+            put("npz_half", Member("weight.npy", _npy(W.astype(np.float16)))),
+            {"weight": W.astype(np.float16)},
+        ),
+        audited(
+            "3",
+            put("npz_text_beside", Member("weight.npy", _npy(W)), Member("s.npy", _npy(np.array(["a"])))),
+            {"weight": W},
+        ),
+        either(
+            "3",
+            put(
+                "npz_structured",
+                Member("weight.npy", _npy(W)),
+                Member("r.npy", _npy(np.zeros(3, [("a", "f4"), ("b", "i4")]))),
+            ),
+            {"weight": W},
+        ),
         either("3", one("npy_trailing", fact, W.tobytes() + b"\0"), {"weight": W}),
     ]

@@ -26,9 +26,25 @@ from pathlib import Path
 ADDRESS_SPACE = 2_500_000_000
 SECONDS = 20.0
 TRESPASS = 99
-FORBIDDEN = ("os.system", "os.exec", "os.spawn", "os.posix_spawn", "os.fork", "os.forkpty", "os.remove", "os.rename",
-             "subprocess.Popen", "pickle.find_class", "marshal.load", "socket.connect", "socket.getaddrinfo", "urllib.Request",
-             "shutil.rmtree", "webbrowser.open", "code.__new__")
+FORBIDDEN = (
+    "os.system",
+    "os.exec",
+    "os.spawn",
+    "os.posix_spawn",
+    "os.fork",
+    "os.forkpty",
+    "os.remove",
+    "os.rename",
+    "subprocess.Popen",
+    "pickle.find_class",
+    "marshal.load",
+    "socket.connect",
+    "socket.getaddrinfo",
+    "urllib.Request",
+    "shutil.rmtree",
+    "webbrowser.open",
+    "code.__new__",
+)
 """Audit events that end a run which was asked to read."""
 
 
@@ -54,24 +70,34 @@ class Forker:
 
     def __enter__(self) -> Forker:
         env = os.environ | {"PYTHONWARNINGS": "error", "PYTHONIOENCODING": "utf-8"}
-        self._worker = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env,
-                                        cwd=Path(__file__).parent.parent)
+        self._worker = subprocess.Popen(
+            [sys.executable, __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=env,
+            cwd=Path(__file__).parent.parent,
+        )
         return self
 
     def __exit__(self, *_: object) -> None:
         self._worker.communicate()
 
     def run(
-        self, *arguments: str | os.PathLike[str], kill: tuple[int, float] | None = None,
-        file_size: int | None = None, powerless: bool = False,
+        self,
+        *arguments: str | os.PathLike[str],
+        kill: tuple[int, float] | None = None,
+        file_size: int | None = None,
+        powerless: bool = False,
     ) -> Outcome:
-        """kill: (signal, seconds after the start); file_size: RLIMIT_FSIZE; powerless: root's rights are given up."""
+        """kill: (signal, seconds after the start); file_size: RLIMIT_FSIZE; powerless: no root's rights."""
         line = json.dumps([[os.fspath(a) for a in arguments], kill, file_size, powerless])
         assert self._worker.stdin is not None and self._worker.stdout is not None
         self._worker.stdin.write(line.encode() + b"\n")
         self._worker.stdin.flush()
         answer = json.loads(self._worker.stdout.readline())
-        return Outcome(answer[0], answer[1].encode("latin-1"), answer[2].encode("latin-1"), answer[3], answer[4])
+        return Outcome(
+            answer[0], answer[1].encode("latin-1"), answer[2].encode("latin-1"), answer[3], answer[4]
+        )
 
 
 def _import_all() -> None:
@@ -91,24 +117,34 @@ def _warm_up() -> None:
     """Let what is built on first use (the parser, mostly) be built once, not in every child."""
     from snaudit.cli import main
 
-    with io.TextIOWrapper(io.BytesIO()) as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+    with (
+        io.TextIOWrapper(io.BytesIO()) as nowhere,
+        contextlib.redirect_stdout(nowhere),
+        contextlib.redirect_stderr(nowhere),
+    ):
         main(["inspect", "absent", "--format", "json"])
     gc.collect()
     gc.freeze()
 
 
 def _watch(arguments: list[str]) -> None:
-    """End the process at a forbidden event, and where a file is opened that is neither beside the model nor Python's."""
+    """End the process at a forbidden event, or at opening a file that is not the model's or Python's."""
     named = [a for a in arguments if os.path.isabs(a)]
     roots = [sys.prefix, sys.base_prefix, str(Path(__file__).parent.parent), *sys.path[1:], os.devnull]
     for path in named:
-        roots += [path if os.path.isdir(path) else os.path.dirname(path), os.path.dirname(os.path.realpath(path))]
+        roots += [
+            path if os.path.isdir(path) else os.path.dirname(path),
+            os.path.dirname(os.path.realpath(path)),
+        ]
     within = tuple(os.path.join(os.path.realpath(root), "") for root in roots)
 
     def hook(event: str, details: tuple[object, ...]) -> None:
         path = details[0] if event == "open" else None
-        climbs = isinstance(path, (str, bytes)) and os.fsdecode(path) not in named and not (
-            os.path.realpath(os.fsdecode(path)) + "/").startswith(within)
+        climbs = (
+            isinstance(path, (str, bytes))
+            and os.fsdecode(path) not in named
+            and not (os.path.realpath(os.fsdecode(path)) + "/").startswith(within)
+        )
         if event in FORBIDDEN or climbs:
             os.write(2, ascii((event, details)).encode())
             os._exit(TRESPASS)
@@ -128,7 +164,9 @@ def _give_up_root() -> None:
         raise OSError(ctypes.get_errno(), "capset")
 
 
-def _child(arguments: list[str], out: int, err: int, file_size: int | None, powerless: bool, killed: bool) -> None:
+def _child(
+    arguments: list[str], out: int, err: int, file_size: int | None, powerless: bool, killed: bool
+) -> None:
     if killed:  # an import that is cut off leaves its file to the collector
         warnings.simplefilter("ignore", ResourceWarning)
     if file_size is not None:

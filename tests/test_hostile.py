@@ -58,7 +58,10 @@ def fault(case: Case, outcome: Outcome, folder: Path) -> str | None:
     if outcome.code != case.exit_code and not (case.expect == "either" and outcome.code in (0, 2)):
         return f"exit {outcome.code}, not {case.exit_code}: {outcome.err[-300:].decode(errors='replace')}"
     try:
-        report = json.loads(outcome.out.decode("ascii"), parse_constant=lambda text: pytest.fail(f"{case.name}: JSON has {text}"))
+        report = json.loads(
+            outcome.out.decode("ascii"),
+            parse_constant=lambda text: pytest.fail(f"{case.name}: JSON has {text}"),
+        )
     except ValueError as error:
         return f"stdout is no JSON: {error}"
     return _refusal_fault(case, outcome, report) if outcome.code == 2 else _audit_fault(case, outcome, report)
@@ -74,11 +77,19 @@ def _refusal_fault(case: Case, outcome: Outcome, report: dict[str, Any]) -> str 
         return f"stderr is not one printable line: {line[-300:]!a}"
     if len(line) > 1000 + len(str(case.path)) * 4:
         return f"a line of {len(line)} characters"
-    if str(case.path).isascii() and str(case.path).isprintable() and not line.startswith(f"snaudit: {str(case.path.parent)[:150]}"):
+    if (
+        str(case.path).isascii()
+        and str(case.path).isprintable()
+        and not line.startswith(f"snaudit: {str(case.path.parent)[:150]}")
+    ):
         return f"the line does not name the file: {line!a}"
     if case.stderr_contains and not re.search(case.stderr_contains, line):
         return f"{case.stderr_contains!r} is not in {line!a}"
-    return None if report["error"]["exit"] == 2 and not report["layers"] else "the JSON does not tell the refusal"
+    return (
+        None
+        if report["error"]["exit"] == 2 and not report["layers"]
+        else "the JSON does not tell the refusal"
+    )
 
 
 def _audit_fault(case: Case, outcome: Outcome, report: dict[str, Any]) -> str | None:
@@ -119,13 +130,17 @@ def test_corpus(cases: list[Case], forker: Forker, folder: Path) -> None:
         found = fault(case, forker.run("inspect", case.path, "--format", "json"), folder)
         if found:
             wrong[case.name] = f"rule {case.rule}, {case.expect}: {found}"
-    assert not wrong, f"{len(wrong)} of {len(cases)}:\n" + "\n".join(f"{ascii(name)}  {what}" for name, what in wrong.items())
+    assert not wrong, f"{len(wrong)} of {len(cases)}:\n" + "\n".join(
+        f"{ascii(name)}  {what}" for name, what in wrong.items()
+    )
 
 
 def test_corpus_is_what_it_says(cases: list[Case]) -> None:
     """Each rule of reading is broken by one file and kept by an odd one; few fates are left open."""
     for rule in "123456789":
-        assert {"audited", "refused"} <= {c.expect for c in cases if c.rule == rule} | ({"refused"} if rule == "8" else set()), rule
+        assert {"audited", "refused"} <= {c.expect for c in cases if c.rule == rule} | (
+            {"refused"} if rule == "8" else set()
+        ), rule
     assert sum(c.expect == "either" for c in cases) < len(cases) / 5
 
 
@@ -133,7 +148,18 @@ def test_a_bad_model_never_passes_a_gate(cases: list[Case], forker: Forker, fold
     bad = [c for c in cases if c.expect == "refused"][::9]
     assert len(bad) > 30
     for case in bad:
-        outcome = forker.run("check", case.path, "--max-sigma", "1e300", "--max-lipschitz", "1e300", "--accept", "assumed", "--undecided", "warn")
+        outcome = forker.run(
+            "check",
+            case.path,
+            "--max-sigma",
+            "1e300",
+            "--max-lipschitz",
+            "1e300",
+            "--accept",
+            "assumed",
+            "--undecided",
+            "warn",
+        )
         assert outcome.code == 2 and outcome.err.count(b"\n") == 1, (case.name, outcome)
         capped = forker.run("constrain", case.path, "--max-sigma", "1", "-o", folder / "never.pt")
         assert capped.code == 2 and not (folder / "never.pt").exists(), (case.name, capped)
@@ -173,14 +199,28 @@ def test_markup_in_names_is_shown(cases: list[Case], forker: Forker) -> None:
 @pytest.mark.parametrize("name", ["good.pt", "code_os.system.pt", "cut_at_9.onnx", "zero.pt"])
 def test_a_real_process_does_the_same(cases: list[Case], forker: Forker, name: str) -> None:
     case = next(c for c in cases if c.name == name)
-    done = subprocess.run([sys.executable, "-m", "snaudit", "inspect", str(case.path)], capture_output=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-m", "snaudit", "inspect", str(case.path)],
+        capture_output=True,
+        timeout=60,
+        env=dict(os.environ),  # without what readline has put into this process's own environment
+    )
     forked = forker.run("inspect", case.path)
     assert (done.returncode, done.stdout, done.stderr) == (forked.code, forked.out, forked.err)
     assert done.returncode == case.exit_code
 
 
-@pytest.mark.parametrize("name", ["zip_reordered.pt", "torch_plain_legacy.pt", "st_plain.safetensors", "npz_plain.npz", "float_in_list.onnx",
-                                  "external_plain.onnx"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "zip_reordered.pt",
+        "torch_plain_legacy.pt",
+        "st_plain.safetensors",
+        "npz_plain.npz",
+        "float_in_list.onnx",
+        "external_plain.onnx",
+    ],
+)
 def test_a_file_that_shrinks_under_the_reader(cases: list[Case], tmp_path: Path, name: str) -> None:
     """Between opening and loading the file is cut: an error, no SIGBUS and no zeros for weights."""
     case = next(c for c in cases if c.name == name)

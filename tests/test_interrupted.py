@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import corpus_onnx
+import corpus_onnx_tensors
 import numpy as np
 import onnx
 import pytest
@@ -50,10 +51,12 @@ def model(folder: Path, kind: str) -> Path:
         path.write_bytes(file_of({"weight": entry([40, 500], 0, n)}, weight.tobytes()))
     elif kind == "external.onnx":
         (folder / "w.bin").write_bytes(matrix().tobytes())
-        path.write_bytes(corpus_onnx.gemm(corpus_onnx.outside("w.bin")).SerializeToString())
+        path.write_bytes(corpus_onnx.gemm(corpus_onnx_tensors.outside("w.bin")).SerializeToString())
     else:
         for name in ("a", "b"):
-            (folder / f"{name}.safetensors").write_bytes(file_of({name: entry([40, 500], 0, n)}, weight.tobytes()))
+            (folder / f"{name}.safetensors").write_bytes(
+                file_of({name: entry([40, 500], 0, n)}, weight.tobytes())
+            )
         path.write_text(json.dumps({"weight_map": {"a": "a.safetensors", "b": "b.safetensors"}}))
     return path
 
@@ -91,11 +94,15 @@ def test_signals_at_many_moments(tmp_path: Path, forker: Forker, kind: str, stat
     for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL):
         for moment in range(MOMENTS):
             source, target = prepared(f"{signum}-{moment}")
-            outcome = forker.run("constrain", source, *CAP, "-o", target, kill=(signum, 1.1 * whole.seconds * moment / MOMENTS))
+            outcome = forker.run(
+                "constrain", source, *CAP, "-o", target, kill=(signum, 1.1 * whole.seconds * moment / MOMENTS)
+            )
             left = content(source.parent)
             parts = [name for name in left if ".part" in name]
             if signum == signal.SIGKILL:
-                left = {name: digest for name, digest in left.items() if name in before or name == target.name}
+                left = {
+                    name: digest for name, digest in left.items() if name in before or name == target.name
+                }
                 finished = left == {name: after[name] for name in left} and target.name in left
                 assert left == before or finished, (moment, outcome)
             else:
@@ -132,7 +139,13 @@ def test_a_folder_that_may_not_be_written_to(tmp_path: Path, forker: Forker, kin
     locked = tmp_path / "locked"
     locked.mkdir()
     os.chmod(locked, 0o555)
-    for target in (locked / "out.x", tmp_path / "absent" / "out.x", tmp_path / "in", source / "below_a_file", tmp_path / ("n" * 300)):
+    for target in (
+        locked / "out.x",
+        tmp_path / "absent" / "out.x",
+        tmp_path / "in",
+        source / "below_a_file",
+        tmp_path / ("n" * 300),
+    ):
         before = content(source.parent)
         outcome = forker.run("constrain", source, *CAP, "-o", target, powerless=True)
         told(outcome)
@@ -146,8 +159,14 @@ def test_what_must_not_be_replaced(tmp_path: Path, forker: Forker) -> None:
     old.write_bytes(b"old")
     os.mkfifo(tmp_path / "pipe")
     before = content(source.parent)
-    for target, options in ((old, ()), (source, ()), (tmp_path / "pipe", ("--force",)), (Path("/dev/full"), ("--force",)),
-                            (Path("/dev/null"), ("--force",)), (tmp_path, ("--force",))):
+    for target, options in (
+        (old, ()),
+        (source, ()),
+        (tmp_path / "pipe", ("--force",)),
+        (Path("/dev/full"), ("--force",)),
+        (Path("/dev/null"), ("--force",)),
+        (tmp_path, ("--force",)),
+    ):
         outcome = forker.run("constrain", source, "--max-sigma", "0.5", "-o", target, *options)
         told(outcome)
         assert outcome.code == 2 and outcome.err.count(b"\n") == 1, (target, outcome)
@@ -167,7 +186,13 @@ def test_a_file_that_the_model_needs_is_no_target(tmp_path: Path, forker: Forker
         before = content(source.parent)
         os.symlink(part, source.parent / "alias")
         for name in (part, "alias"):
-            outcome = forker.run("constrain" if command == "constrain" else "inspect", source, *options, "-o", source.parent / name)
+            outcome = forker.run(
+                "constrain" if command == "constrain" else "inspect",
+                source,
+                *options,
+                "-o",
+                source.parent / name,
+            )
             told(outcome)
             assert outcome.code == 2, (kind, name, outcome)
         (source.parent / "alias").unlink()
@@ -175,7 +200,7 @@ def test_a_file_that_the_model_needs_is_no_target(tmp_path: Path, forker: Forker
 
 
 def test_links_as_target(tmp_path: Path, forker: Forker) -> None:
-    """A symbolic link stays one and its file is replaced; another name of a hard-linked file keeps the old one."""
+    """A symbolic link stays and its file is replaced; another name of a hard-linked file keeps the old."""
     source = model(tmp_path / "in", "plain.safetensors")
     before = content(source.parent)
     real, link, hard, twin = (tmp_path / name for name in ("real.st", "link.st", "hard.st", "twin.st"))
@@ -211,8 +236,14 @@ def test_reports_that_cannot_be_written(tmp_path: Path, forker: Forker, form: st
     before = content(source.parent)
     kept = tmp_path / "in" / "report"
     kept.write_text("old report")
-    for target, options in ((Path("/dev/full"), {}), (tmp_path, {}), (tmp_path / "absent" / "r", {}), (source, {}),
-                            (tmp_path / ("n" * 300), {}), (kept, {"file_size": 20})):
+    for target, options in (
+        (Path("/dev/full"), {}),
+        (tmp_path, {}),
+        (tmp_path / "absent" / "r", {}),
+        (source, {}),
+        (tmp_path / ("n" * 300), {}),
+        (kept, {"file_size": 20}),
+    ):
         outcome = forker.run("inspect", source, "--format", form, "-o", target, **options)
         told(outcome)
         assert outcome.code == 2 and outcome.err.count(b"\n") == 1, (target, outcome)
@@ -251,8 +282,11 @@ def test_ctrl_c_of_a_real_process(tmp_path: Path) -> None:
     before = content(source.parent)
     codes = []
     for moment in (0.15, 0.3, 0.45):
-        process = subprocess.Popen([sys.executable, "-m", "snaudit", "constrain", source, *CAP, "-o", source.parent / "out.onnx"],
-                                   stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "snaudit", "constrain", source, *CAP, "-o", source.parent / "out.onnx"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
         try:
             process.wait(moment)
         except subprocess.TimeoutExpired:
@@ -261,7 +295,10 @@ def test_ctrl_c_of_a_real_process(tmp_path: Path) -> None:
         codes.append(process.returncode)
         if process.returncode == 0:
             break
-        assert process.returncode in (143, -15) and error.count(b"\n") <= 1 and b"Traceback" not in error, (process.returncode, error)
+        assert process.returncode in (143, -15) and error.count(b"\n") <= 1 and b"Traceback" not in error, (
+            process.returncode,
+            error,
+        )
         assert content(source.parent) == before
     assert codes[0] != 0
 
@@ -271,5 +308,7 @@ def test_the_new_model_is_the_constrained_one(tmp_path: Path, forker: Forker) ->
     source = model(tmp_path / "in", "external.onnx")
     assert forker.run("constrain", source, *CAP, "-o", tmp_path / "in" / "out.onnx").code == 0
     held = onnx.load(tmp_path / "in" / "out.onnx")
-    sigma = np.linalg.svd(numpy_helper.to_array(held.graph.initializer[0]).astype(np.float64), compute_uv=False)[0]
+    sigma = np.linalg.svd(
+        numpy_helper.to_array(held.graph.initializer[0]).astype(np.float64), compute_uv=False
+    )[0]
     assert 0.5 * (1 - 1e-5) <= sigma <= 0.5 * (1 + 1e-12)

@@ -111,6 +111,24 @@ def test_low_rank_with_cancellation_stays_sound() -> None:
     assert sigma.measure(LowRank(np.zeros((3, 2)), right)) == Bound(0.0, 0.0, Grade.PROVED, "exact")
 
 
+def test_what_rounding_makes_up_is_never_a_lower_end() -> None:
+    """B·A is rounding noise, of norm 1e-16: what floating point sees of it may lie above it."""
+    with mpmath.workdps(50):
+        for seed in range(20):
+            a, b, *x = np.random.default_rng(seed).standard_normal(8).tolist()
+            left, right = np.array([[a, -b]]), np.array([np.multiply(b, x), np.multiply(a, x)])
+            product = mpmath.matrix(left.tolist()) * mpmath.matrix(right.tolist())
+            for method in ("auto", "power"):
+                bound = sigma.measure(LowRank(left, right), "l2", Options(method=method))
+                assert bound.lower <= mpmath.norm(product) <= bound.upper
+            v = np.random.default_rng(seed + 100).standard_normal(6)
+            rows = np.array(x * 2)[:, None] * np.ones(6)
+            rows -= np.outer(rows @ v, v) / (v @ v)  # nearly orthogonal to v
+            image = mpmath.matrix(rows.tolist()) * mpmath.matrix(v.tolist())
+            seen = rounding.rayleigh_down(rows, v, rounding.magnitude_up(rows))
+            assert seen <= mpmath.norm(image) / mpmath.norm(mpmath.matrix(v.tolist()))
+
+
 def test_a_stack_has_the_norm_of_its_largest_block() -> None:
     rng = np.random.default_rng(5)
     for count, rows, columns in ((1, 3, 4), (40, 3, 5), (4, 80, 90), (7, 1, 4), (7, 4, 1)):

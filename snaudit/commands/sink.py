@@ -116,8 +116,10 @@ def may_replace(path: Path) -> bool:
     """Whether the report of a failure may go here: never over a file that is no JSON report, such as
     weights beside a model that could not be read so far as to name them."""
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            return True
         with open(path, "rb") as file:
-            return not stat.S_ISREG(os.fstat(file.fileno()).st_mode) or b'"snaudit.report/' in file.read(200)
+            return b'"snaudit.report/' in file.read(200)
     except FileNotFoundError:
         return True
 

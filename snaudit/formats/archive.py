@@ -25,6 +25,7 @@ BLOCK = 1 << 20
 _MAX_RATIO, _MODEST = 200, 1 << 26  # weights never shrink 200-fold; runs of zeros of up to 64 MiB may
 _STREAMED, _UTF8 = 0x8, 0x800
 _SEALED = 0x1 | 0x20 | 0x40 | 0x2000  # encrypted, patch data, strong encryption, masked headers
+_FOLDER = 0x10
 _FULL16, _FULL32 = 0xFFFF, 0xFFFFFFFF
 
 
@@ -255,6 +256,9 @@ def _central(entry: bytes, at: int, fail) -> Record:
     if disk or (method == STORED and values[0] != values[1]):
         fail(f"record {name!r} declares two sizes")
     size, packed, header = values
+    (attributes,) = struct.unpack_from("<I", entry, 38)
+    if size and (attributes & _FOLDER or name.endswith("/")):  # torch then leaves its weights uninitialised
+        fail(f"record {name!r} has bytes and is marked as a folder")
     crcs = (Field(at + 16, 4),)
     return Record(name, method, crc, packed, size, header, 0, 0, crcs, (fields[1],), fields[2])
 

@@ -93,7 +93,9 @@ def _plain(domain: str) -> str:
 @cache
 def _schema(op: str, domain: str, version: int) -> onnx.defs.OpSchema | None:
     """ONNX's own description of an op at an opset; None where this onnx does not know it."""
-    newest = {"": onnx.defs.onnx_opset_version(), "ai.onnx.ml": onnx.defs.onnx_ml_opset_version()}.get(domain, version)
+    newest = {"": onnx.defs.onnx_opset_version(), "ai.onnx.ml": onnx.defs.onnx_ml_opset_version()}.get(
+        domain, version
+    )
     try:
         return onnx.defs.get_schema(op, min(version, newest), domain)
     except onnx.defs.SchemaError:

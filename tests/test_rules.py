@@ -1,0 +1,459 @@
+"""Every op rule against what onnxruntime computes, in l2, linf and l1: sound everywhere, tight where said.
+
+Linear ops: the dense Jacobian. Others: Jacobians by central differences at random points and at the
+worst ones, and random pairs. Ops that onnxruntime has only in float32 get a wider tolerance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import mpmath
+import numpy as np
+import onnx_ir as ir
+import pytest
+from graphs import composed, fold, function_of, gain, jacobian, make_model, norms_of, size
+from onnx import TensorProto, helper
+
+from snaudit import rules
+from snaudit.bound import NORMS, UNBOUNDED, Bound, Grade, Norm, exactly
+from snaudit.rules import pointwise
+from snaudit.rules.interface import Step, Unbounded, Value
+from snaudit.rules.normalization import projected
+
+DOUBLE, SINGLE = 1e-7, 3e-3
+"""Relative errors of central differences with float64 and float32 runtimes."""
+ALL = frozenset(NORMS)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One node `op(x, *constants) → y…` with its settings.
+
+    tight: the norms in which the bound is attained within 1%. points: where a nonlinear op is steepest.
+    """
+
+    op: str
+    shape: tuple[int, ...] = (2, 3)
+    constants: tuple[Any, ...] = ()
+    attributes: dict[str, Any] = field(default_factory=dict)
+    opset: int = 17
+    domain: str = ""
+    linear: bool = True
+    tight: frozenset[Norm] = ALL
+    points: Callable[[int], np.ndarray] | None = None
+    outputs: int = 1
+    data: int = 0
+    single: bool = False
+
+    @property
+    def name(self) -> str:
+        text = ",".join(f"{k}={v}" for k, v in self.attributes.items())
+        sizes = "x".join(map(str, self.shape))
+        return f"{self.domain and 'ms.'}{self.op}-{self.opset}[{sizes}]({text})"[:110]
+
+    def model(self):
+        inputs, weights = [], {}
+        for index, constant in enumerate(self.constants):
+            name = "" if constant is None else f"c{index}"
+            inputs.append(name)
+            if name:
+                weights[name] = np.asarray(constant)
+        inputs.insert(self.data, "x")
+        names = ["y", *(f"_{i}" for i in range(1, self.outputs))]
+        node = helper.make_node(self.op, inputs, names, name="node", domain=self.domain, **self.attributes)
+        kind = "float32" if self.single else "float64"
+        return make_model([node], {"x": self.shape}, weights, opset=self.opset, dtype=kind)
+
+
+def case(op: str, shape: tuple[int, ...] = (2, 3), *constants: Any, **settings: Any) -> Case:
+    """A case; settings that are no field of it are attributes of the node."""
+    own = {key: settings.pop(key) for key in list(settings) if key in Case.__dataclass_fields__}
+    if "tight" in own:
+        own["tight"] = frozenset(own["tight"])
+    return Case(op, shape, constants, settings, **own)
+
+
+def curve(op: str, *constants: Any, **settings: Any) -> Case:
+    """A function of one entry, seen on a fine grid."""
+    return case(op, (4001,), *constants, linear=False, **settings)
+
+
+NONE: frozenset[Norm] = frozenset()
+RNG = np.random.default_rng(0)
+IMAGE = (1, 2, 5, 6)
+
+
+def spike(n: int) -> np.ndarray:
+    """Distinct entries with the largest in the middle: it is the maximum of all windows over it."""
+    x = np.linspace(-1.0, 0.0, n)
+    for start in range(0, n, 30):
+        x[start + min(30, n - start) // 2 - 1] = 3.0 + start / 100
+    return x
+
+
+def level(n: int) -> np.ndarray:
+    return np.full(n, 1.0)
+
+
+def peaks(n: int) -> np.ndarray:
+    """Two equal entries far above the others, in each row of three or more."""
+    x = np.full((n // 3, 3), -30.0)
+    x[:, :2] = 0.0
+    return x.ravel()
+
+
+WAVE = np.array([0.5, -2.0, 1.5])
+CURVES = (
+    *(curve(op) for op in ("Relu", "Abs", "Neg", "Tanh", "Sigmoid", "Softplus", "Erf", "Sin", "Cos", "Atan",
+                           "Softsign", "HardSigmoid", "HardSwish", "LeakyRelu", "Elu", "Selu", "Celu")),
+    curve("Asinh", single=True),
+    curve("LeakyRelu", alpha=-3.0), curve("LeakyRelu", alpha=0.3), curve("Elu", alpha=2.5), curve("Elu", alpha=0.3),
+    curve("Selu", alpha=0.5, gamma=2.0), curve("Celu", alpha=0.1), curve("HardSigmoid", alpha=0.7, beta=0.1),
+    curve("PRelu", [-2.5]), curve("PRelu", [0.1]), curve("ThresholdedRelu", alpha=0.0),
+    curve("Shrink", bias=0.5, lambd=0.5, single=True), curve("Clip", np.array(-1.0), np.array(2.0)), curve("Clip", opset=6, min=-1.0),
+    curve("Mish", opset=18), curve("Gelu", opset=20), curve("Gelu", opset=20, approximate="tanh"),
+    curve("Gelu", domain="com.microsoft"), curve("QuickGelu", domain="com.microsoft"),
+    curve("FastGelu", domain="com.microsoft"), curve("QuickGelu", domain="com.microsoft", alpha=4.0),
+    curve("Swish", opset=24), curve("Swish", opset=24, alpha=0.5), curve("Pow", np.array([1.0])),
+    curve("Cast", to=TensorProto.FLOAT), curve("Cast", to=TensorProto.DOUBLE), curve("CastLike", np.array([1.0])),
+)  # fmt: skip
+
+RANDOM_IMAGE = RNG.standard_normal((2, 1, 1))
+LINEAR = (
+    *(case(op) for op in ("Identity", "Transpose", "Flatten", "Dropout")),
+    case("Reshape", (2, 3), np.array([3, 2])), case("Squeeze", (1, 3), np.array([0])), case("Unsqueeze", (3,), np.array([0])),
+    case("Slice", (3, 8), np.array([7]), np.array([0]), np.array([1]), np.array([-2])),
+    case("Slice", (3, 8), opset=9, starts=[1], ends=[3]), case("Split", (4, 3), axis=0, outputs=2),
+    case("Trilu", (3, 3)), case("DepthToSpace", (1, 8, 2, 2), blocksize=2), case("SpaceToDepth", (1, 2, 4, 4), blocksize=2),
+    case("ReverseSequence", (4, 3), np.array([2, 4, 1])), case("CenterCropPad", (3, 6), np.array([5, 4]), opset=18),
+    case("Compress", (4, 3), np.array([True, False, True, False]), axis=0),
+    case("Dropout", (2, 3), np.array(0.5, np.float32), np.array(False)), case("Dropout", opset=11, ratio=0.4),
+    case("Gather", (4, 3), np.array([0, 2, 2, -2, 1]), axis=0), case("Gather", (2, 5), np.array([[0, 1], [1, 1]]), axis=1),
+    case("Gather", (4, 3), np.array(1), axis=1),
+    case("GatherElements", (3, 4), np.array([[0, 0, -4, 0], [1, 2, 3, 3]]), axis=1),
+    case("GatherND", (3, 4), np.array([[0, 1], [0, -3], [2, 2], [0, 1]])),
+    case("GatherND", (2, 4), np.array([[1], [1]]), batch_dims=1), case("GatherND", (2, 4), np.array([[1], [1], [0]])),
+    case("ScatterND", (4, 3), np.array([[1], [3]]), np.ones((2, 3))),
+    case("ScatterND", (2, 3), np.zeros((4, 3)), np.array([[1], [3]]), data=2),
+    case("ScatterElements", (4, 3), np.array([[1, 0, 2]]), np.ones((1, 3)), axis=0),
+    case("Pad", (3, 4), np.array([1, 0, 2, 1])), case("Pad", (3, 4), np.array([0, 2, 0, 1]), mode="reflect"),
+    case("Pad", (3, 4), np.array([1, 2, 1, 0]), mode="edge"), case("Pad", (1, 4), np.array([0, 1, 0, 1]), mode="edge"),
+    case("Pad", (3, 4), np.array([0, 2, 0, 2]), mode="wrap", opset=19),
+    case("Pad", (3, 4), np.array([0, -1, 0, 2]), mode="edge", tight=()),
+    case("Pad", (3, 4), np.array([2, 2]), None, np.array([1]), mode="reflect", opset=18),
+    case("Pad", (3, 4), opset=2, pads=[0, 1, 0, 1], mode="reflect"),
+    case("Expand", (3, 1), np.array([2, 1, 4])), case("Expand", (3, 2), np.array([1, 2])),
+    case("Tile", (2, 3), np.array([2, 3])),
+    case("ReduceSum", (2, 3, 4), np.array([-1])), case("ReduceSum", (2, 3), opset=11, axes=[0], keepdims=0),
+    case("ReduceSum", (2, 3)), case("ReduceSum", (2, 3), noop_with_empty_axes=1), case("ReduceMean", (2, 3, 4), axes=[0, 2]),
+    case("ReduceMean", (2, 3)), case("ReduceMean", (2, 3), np.array([1]), opset=18),
+    case("CumSum", (2, 5), np.array(1)), case("CumSum", (5, 2), np.array(0), exclusive=1, tight=()),
+    case("CumSum", (5, 2), np.array(-2), reverse=1),
+    case("GlobalAveragePool", IMAGE), case("GlobalAveragePool", (1, 2, 5)),
+    case("AveragePool", IMAGE, kernel_shape=[2, 3]), case("AveragePool", IMAGE, kernel_shape=[2, 2], strides=[2, 2]),
+    case("AveragePool", IMAGE, kernel_shape=[3, 3], pads=[1, 1, 1, 1]),
+    case("AveragePool", IMAGE, kernel_shape=[3, 3], pads=[1, 1, 1, 1], count_include_pad=1),
+    case("AveragePool", IMAGE, kernel_shape=[3, 2], strides=[2, 2], ceil_mode=1, pads=[1, 0, 0, 1], opset=19),
+    case("AveragePool", IMAGE, kernel_shape=[3, 3], strides=[2, 2], ceil_mode=1, count_include_pad=1, pads=[1, 1, 1, 1],
+         opset=19),
+    case("AveragePool", IMAGE, kernel_shape=[3, 3], strides=[2, 2], auto_pad="SAME_UPPER"),
+    case("AveragePool", IMAGE, kernel_shape=[3, 2], strides=[2, 1], auto_pad="SAME_LOWER"),
+    case("AveragePool", IMAGE, kernel_shape=[2, 2], dilations=[2, 3], opset=19), case("AveragePool", (1, 1, 9), kernel_shape=[4]),
+    case("AveragePool", (1, 1, 3, 4, 3), kernel_shape=[2, 2, 2]),
+    case("BatchNormalization", (2, 3, 2), WAVE, np.ones(3), np.ones(3), np.array([0.1, 2.0, 0.0])),
+    case("BatchNormalization", (2, 3, 2), WAVE, np.ones(3), np.ones(3), np.array([0.1, 2.0, 0.5]), opset=9, epsilon=0.1),
+    case("Mul", (2, 3), WAVE), case("Mul", (2, 1), WAVE), case("Mul", (3,), RNG.standard_normal((4, 3))),
+    case("Mul", (1, 3, 1), RNG.standard_normal((2, 1, 4))), case("Mul", (2, 3), np.array(-3.0), data=1),
+    case("Div", (2, 3), WAVE), case("Div", (2, 1), WAVE), case("Add", (2, 3), WAVE), case("Add", (2, 1), WAVE),
+    case("Add", (3,), np.ones((4, 1, 3))), case("Sub", (2, 3), WAVE, data=1), case("Sum", (2, 3), WAVE, np.ones((2, 3))),
+    case("Mean", (2, 3), WAVE, np.ones(1)), case("Concat", (2, 3), np.ones((2, 2)), axis=1),
+    case("Where", (2, 3), np.array([True, False, True]), WAVE, data=1), case("Where", (3,), np.array([[True], [True]]), WAVE, data=1),
+)  # fmt: skip
+
+RESIZED = (
+    *(case("Resize", (1, 1, 6, 5), np.array([]), np.array([1, 1, scale, scale], np.float32), mode=mode, opset=13,
+           coordinate_transformation_mode=at, single=True)
+      for mode in ("nearest", "linear", "cubic")
+      for scale in (2.0, 3.0, 0.5)
+      for at in ("half_pixel", "asymmetric", "align_corners", "pytorch_half_pixel")),
+    *(case("Resize", (1, 1, 7), np.array([]), np.array([1, 1, 1.7], np.float32), mode="nearest", nearest_mode=how,
+           coordinate_transformation_mode="asymmetric", single=True, tight=())
+      for how in ("round_prefer_floor", "round_prefer_ceil", "floor", "ceil")),
+    case("Resize", (1, 1, 4, 5), np.array([]), np.array([], np.float32), np.array([1, 1, 6, 9]), mode="linear", single=True),
+    case("Resize", (1, 1, 4, 5), np.array([]), np.array([], np.float32), np.array([1, 1, 9, 6]), mode="cubic",
+         exclude_outside=1, single=True),
+    case("Resize", (1, 1, 4, 5), np.array([]), np.array([1, 2], np.float32), axes=[2, 3], mode="linear", opset=18, single=True,
+         coordinate_transformation_mode="half_pixel_symmetric"),
+    case("Resize", (1, 1, 4, 4), np.array([1, 1, 2, 2], np.float32), opset=10, single=True),
+    case("Upsample", (1, 1, 4, 4), np.array([1, 1, 2, 3], np.float32), opset=9, single=True),
+    case("Upsample", (1, 1, 4, 4), opset=7, scales=[1.0, 1.0, 2.0, 2.0], mode="linear", single=True),
+)  # fmt: skip
+
+FOUR = np.array([0.5, -2.0, 1.5, 1.0])
+OTHERS = (
+    *(case("Softmax", (2, 3), axis=-1, opset=o, linear=False, points=peaks) for o in (11, 13)),
+    case("Softmax", (1, 2, 3), opset=11, axis=1, linear=False, points=lambda n: np.array([0, 0, *[-30.0] * 4])),
+    case("LogSoftmax", (2, 4), axis=-1, linear=False, points=lambda n: np.tile([9.0, 0, 0, 0], 2) * 2, tight=("l2", "l1")),
+    case("LogSoftmax", (2, 4), axis=-1, linear=False, points=lambda n: np.tile([9.0, 0, 0, 0], 2) * 2, tight=("linf",), opset=11),
+    case("LayerNormalization", (2, 4), FOUR, linear=False, points=level, epsilon=0.01, tight=("l2",)),
+    case("LayerNormalization", (2, 2, 3), np.ones((2, 3)), np.ones((2, 3)), axis=1, linear=False, points=level, epsilon=0.1,
+         tight=("l2",)),
+    case("SimplifiedLayerNormalization", (2, 4), FOUR, linear=False, points=lambda n: np.zeros(n), epsilon=0.01, tight=("l2",)),
+    case("RMSNormalization", (2, 4), FOUR, linear=False, points=lambda n: np.zeros(n), epsilon=0.01, opset=23, tight=("l2",)),
+    case("InstanceNormalization", (2, 2, 4), [1.0, -2.0], [0.0, 0.0], linear=False, points=level, epsilon=0.01, tight=("l2",),
+         single=True),
+    case("GroupNormalization", (1, 4, 3), FOUR, np.ones(4), num_groups=2, linear=False, points=level, epsilon=0.01, opset=21,
+         tight=()),
+    case("LRN", (1, 5, 2, 1), size=3, alpha=2.0, linear=False, single=True, tight=()),
+    case("LRN", (1, 5, 2, 1), size=5, alpha=1e-4, bias=2.0, beta=0.5, linear=False, single=True, tight=()),
+    *(case("MaxPool", IMAGE, linear=False, points=spike, single=False, **settings) for settings in (
+        {"kernel_shape": [3, 3], "strides": [2, 2]}, {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]},
+        {"kernel_shape": [2, 2], "strides": [2, 2]}, {"kernel_shape": [3, 3], "dilations": [2, 2], "tight": ("linf",)},
+        {"kernel_shape": [3, 3], "strides": [2, 2], "auto_pad": "SAME_UPPER"},
+        {"kernel_shape": [3, 2], "strides": [2, 2], "ceil_mode": 1, "outputs": 2})),
+    case("GlobalMaxPool", IMAGE, linear=False, points=spike),
+    *(case("LpPool", (1, 1, 4, 4), kernel_shape=[2, 2], p=p, linear=False, points=level, opset=18, single=True, tight=tight)
+      for p, tight in ((1, ("l1", "linf")), (2, ("linf",)), (3, ("linf",)))),
+    case("LpPool", (1, 1, 4, 4), kernel_shape=[2, 2], strides=[2, 2], p=1, linear=False, points=level, opset=18, single=True),
+    *(case("GlobalLpPool", (1, 2, 3), p=p, linear=False, points=level, single=True, tight=tight)
+      for p, tight in ((1, ALL), (2, ("l2", "linf")), (3, ("linf",)))),
+    case("ReduceMax", (2, 3), axes=[1], linear=False), case("ReduceMin", (2, 3), np.array([0]), opset=18, linear=False),
+    case("ReduceLogSumExp", (2, 3), axes=[1], linear=False, points=lambda n: spike(n) * 9),
+    case("ReduceL1", (2, 3), axes=[1], linear=False, points=level),
+    case("ReduceL2", (2, 3), axes=[1], linear=False, points=level, tight=("l2", "linf")),
+    case("ReduceL2", (2, 3), axes=[1], linear=False, points=lambda n: np.array([1.0, 0, 0, 1, 0, 0]), tight=("l1",)),
+    case("TopK", (2, 4), np.array([3]), linear=False, outputs=2), case("TopK", (2, 4), opset=1, k=2, linear=False, outputs=2,
+                                                                      single=True),
+    case("Max", (2, 3), np.zeros((2, 3)), linear=False), case("Min", (2, 1), np.full((2, 3), 9.0), linear=False),
+    case("Max", (3,), np.full((2, 1), -9.0), WAVE, linear=False, tight=()),
+    case("Scatter", (4, 3), np.array([[1, 0, 2]]), np.ones((1, 3)), opset=9),
+)  # fmt: skip
+
+
+KINKED = ("MaxPool", "GlobalMaxPool", "TopK", "ReduceMax", "ReduceMin", "Max", "Min")
+
+
+def compiled(one: Case) -> tuple[Callable[[np.ndarray], np.ndarray], int, bool]:
+    """(f, n, whether in float32): onnxruntime has some ops in one of the two widths only."""
+    try:
+        return *function_of(one.model()), one.single
+    except Exception as error:
+        assert type(error).__name__ in ("NotImplemented", "InvalidGraph") and not one.single, error
+    return *function_of(replace(one, single=True).model()), True
+
+
+def dense(op: str, shape: tuple[int, ...], *weights: Any, tight: Any = ALL, data: int = 0, factor: float = 1.0,
+          **attributes: Any) -> tuple[Case, dict[Norm, float]]:
+    """A case with a weight matrix, and the norms of the node's own map without Gemm's alpha."""
+    found = case(op, shape, *weights, tight=tight, data=data, **attributes)
+    function, n, _ = compiled(found)
+    matrix = jacobian(function, np.zeros(n), 0.5)
+    return found, {norm: gain(matrix, norm) / factor * (1 + 1e-12) for norm in NORMS}
+
+
+WEIGHT = RNG.standard_normal((3, 4))
+STACK = RNG.standard_normal((2, 3, 4))
+KERNEL = RNG.standard_normal((4, 1, 3, 2))
+
+
+def affine_cases() -> list[tuple[Case, dict[Norm, float]]]:
+    slices = {norm: max(norms_of(w)[norm] for w in STACK) for norm in NORMS}
+    left = {norm: max(norms_of(w.T)[norm] for w in STACK) for norm in NORMS}
+    vector = RNG.standard_normal(3)
+    return [
+        dense("Gemm", (2, 3), WEIGHT, np.ones(4), alpha=0.5, beta=3.0, factor=0.5),
+        dense("Gemm", (3, 2), WEIGHT.T, alpha=-2.0, factor=2.0, transA=1, transB=1),
+        dense("Gemm", (4, 2), WEIGHT, data=1),
+        (case("Gemm", (4,), np.ones((2, 3)), WEIGHT, data=2, beta=-3.0), {}),
+        (case("Gemm", (2, 1), np.ones((2, 3)), WEIGHT, data=2, beta=0.5), {}),
+        (case("MatMul", (5, 2, 3), WEIGHT), norms_of(WEIGHT)),
+        (case("MatMul", (3,), WEIGHT), norms_of(WEIGHT)),
+        (case("MatMul", (2, 3), vector), norms_of(vector[:, None])),
+        (case("MatMul", (4, 2), WEIGHT, data=1), norms_of(WEIGHT.T)),
+        (case("MatMul", (5, 2, 2, 3), STACK), slices),
+        (case("MatMul", (2, 3), STACK, tight=()), slices),
+        (case("MatMul", (3,), STACK, tight=()), slices),
+        (case("MatMul", (2, 4, 2), STACK, data=1), left),
+        (case("MatMul", (4, 2), STACK, data=1, tight=()), left),
+        dense("Conv", (1, 2, 5, 5), KERNEL, group=2, strides=[2, 1], pads=[1, 0, 1, 2]),
+        dense("Conv", (2, 4, 6), RNG.standard_normal((3, 4, 3)), np.ones(3), auto_pad="SAME_UPPER"),
+        dense("ConvTranspose", (1, 2, 3, 3), RNG.standard_normal((2, 1, 2, 3)), strides=[2, 1], output_padding=[1, 0]),
+    ]
+
+
+AFFINE = affine_cases()
+MEASURED = [*((c, {}) for c in (*LINEAR, *RESIZED, *OTHERS)), *AFFINE]
+REFUSED = frozenset(
+    (row.domain, row.op) for row in rules.ROWS if row.constant == "∞"
+)  # rows that always refuse or jump
+CONSTANT_OPS = frozenset({("", "Shape"), ("", "Size"), ("", "EyeLike")})
+
+
+def upper_of(one: Case, norm: Norm, operator: dict[Norm, float] = {}) -> Bound:
+    found = composed(one.model(), norm, {"y": operator} if operator else {})
+    assert not found.gaps, found.gaps
+    return found.bound
+
+
+@pytest.mark.parametrize("one", CURVES, ids=lambda one: one.name)
+def test_a_curve_is_as_steep_as_its_constant(one: Case) -> None:
+    function, n, single = compiled(one)
+    x = np.linspace(-6.0, 6.0, n)
+    steepest = np.abs(np.diff(function(x)) / np.diff(x)).max()
+    tolerance = 1e-9 if not single and one.op != "Cast" else 4e-4
+    for norm in NORMS:
+        upper = upper_of(one, norm).upper
+        assert steepest <= upper * (1 + tolerance)
+        assert steepest >= 0.99 * upper, "the constant is attained"
+
+
+@pytest.mark.parametrize(("one", "operator"), MEASURED, ids=lambda one: getattr(one, "name", ""))
+def test_a_rule_bounds_what_the_runtime_does(one: Case, operator: dict[Norm, float]) -> None:
+    function, n, single = compiled(one)
+    one = replace(one, single=single)
+    rng = np.random.default_rng(1)
+    step, tolerance = (0.02, SINGLE) if single and not one.linear else (1e-6, DOUBLE)
+    if one.linear:
+        step, tolerance = 0.5, 1e-5 if single else 1e-9
+    keep = len(function(np.zeros(n)))
+    points = [rng.standard_normal(n) * s for s in ((1,) if one.linear else (0.03, 0.3, 1, 3))]
+    if one.op in KINKED:  # differences across a kink are no Jacobian
+        points = [rng.permutation(n) * 0.1 - 1.0 for _ in range(4)]
+    points += [one.points(n)] if one.points else []
+    jacobians = [jacobian(function, x, step) for x in points]
+    assert jacobians[0].shape == (keep, n)
+    for norm in NORMS:
+        upper = upper_of(one, norm, operator).upper
+        truth = max(gain(matrix, norm) for matrix in jacobians)
+        assert truth <= upper * (1 + tolerance), norm
+        if norm in one.tight:
+            assert upper <= 1.01 * truth, norm
+        for scale in (1e-2, 1.0):
+            x, y = rng.standard_normal((2, n)) * np.array([[1.0], [scale]])
+            ratio = size(function(x + y) - function(x), norm) / size((x + y) - x, norm)
+            assert ratio <= upper * (1 + (SINGLE if single else DOUBLE)), norm
+
+
+@pytest.mark.parametrize("size_", [None, 500])
+@pytest.mark.parametrize("one", [c for c in (*LINEAR, *OTHERS, *RESIZED) if "Pool" in c.op or c.op == "Resize" and len(c.constants) == 2],
+                         ids=lambda one: one.name)  # fmt: skip
+def test_a_bound_for_any_size_covers_each_size(one: Case, size_: int | None) -> None:
+    """With the spatial sizes unknown (or long) the bound is at least that of every small size."""
+    long = replace(one, shape=(*one.shape[:2], *[size_] * (len(one.shape) - 2)))
+    for norm in NORMS:
+        found = composed(long.model(), norm)
+        if found.gaps:
+            assert {gap.code for gap in found.gaps} == {"unknown-shape"}
+            assert "Lp" in one.op or "align" in one.name or "half_pixel_symmetric" in one.name or "1.7" in str(one.constants)
+        elif size_ is None or not ("Global" in one.op or "align" in one.name):
+            assert found.bound.upper >= upper_of(one, norm).upper * (1 - 1e-6)
+
+
+def test_every_row_of_the_table_is_exercised() -> None:
+    seen = {(c.domain, c.op) for c in (*CURVES, *(one for one, _ in MEASURED))}
+    rows = {(row.domain, row.op) for row in rules.ROWS}
+    assert len(rows) == len(rules.ROWS), "one row for each op"
+    assert rows - seen - REFUSED - CONSTANT_OPS == set()
+    assert not seen & REFUSED
+    for row in rules.ROWS:
+        assert rules.lookup(row.domain, row.op) is row and row.constant and row.theorem and row.rule.__doc__
+
+
+@pytest.mark.parametrize(("domain", "op"), sorted(REFUSED))
+def test_an_op_without_a_constant_refuses_or_jumps(domain: str, op: str) -> None:
+    values = [ir.Value(name=f"v{i}") for i in range(2)]
+    node = ir.Node(domain, op, values, num_outputs=1, name="node")
+    known = (Value(exactly(1.0), frozenset({"x"})),) * 2
+    step = Step(node, known, "l2", 17)
+    try:
+        results = rules.lookup(domain, op).rule(step)
+    except Unbounded as refusal:
+        assert str(refusal) and refusal.remedy and refusal.code
+    else:
+        assert results and all(value.jumps == "node" and value.lip is UNBOUNDED for value in results)
+
+
+@pytest.mark.parametrize("one", [
+    case("ThresholdedRelu"), case("ThresholdedRelu", alpha=-1.0), case("Shrink"), case("Shrink", lambd=-0.5, bias=-0.5),
+    case("Celu", alpha=-1.0), case("Pow", (2, 3), np.array(2.0)), case("Pow", (2, 3), np.array(0.5)),
+    case("Cast", to=TensorProto.INT64), case("Cast", to=TensorProto.FLOAT8E4M3FN, opset=19),
+    case("TopK", (2, 4), np.array([3]), sorted=0, outputs=2), case("Div", (2, 3), np.array([1.0, 0.0, 2.0])),
+    case("Div", (2, 3), np.array(1.0), data=1), case("Mul", (2, 3), np.array([np.inf, 1, 1])), case("Mul", (2, 3), np.array(np.nan)),
+    case("Add", (2, 3), np.array(np.nan)), case("Dropout", (2, 3), np.array(0.5, np.float32), np.array(True)),
+    case("Dropout", opset=6), case("BatchNormalization", (2, 3), *[np.ones(3)] * 4, training_mode=1, outputs=3),
+    case("BatchNormalization", (2, 3), *[np.ones(3)] * 4, opset=6), case("BatchNormalization", (2, 3), *[np.ones(3)] * 3, -np.ones(3)),
+    case("BatchNormalization", (2, 3), *[np.full(3, np.nan)] * 4),
+    case("LayerNormalization", (2, 3), np.ones(3), epsilon=0.0), case("LayerNormalization", (2, 3), np.ones(3), epsilon=-1.0),
+    case("Resize", (1, 1, 4), None, np.array([1, 1, 2.0]), coordinate_transformation_mode="tf_crop_and_resize"),
+    case("Resize", (1, 1, 4), None, np.array([1, 1, 2.0]), antialias=1, opset=18),
+    case("LRN", (1, 3, 2), size=3, bias=0.0), case("ScatterND", (4, 3), np.array([[1], [3]]), np.ones((2, 3)), reduction="add"),
+    case("ReduceSum", (2, None)), case("LogSoftmax", (2, None)), case("GatherND", (2, None), np.array([[0, -1]])),
+    case("Tile", (2, 3), opset=1), case("MaxPool", (1, 1, 4), kernel_shape=[0]), case("MaxPool", (1, 1, 4)),
+    case("MatMul", (2, 3), WEIGHT), case("Conv", (1, 1, 4), np.ones((1, 1, 2))),
+    case("LogSoftmax", (2, 3), axis=7), case("Elu", alpha=float("nan")),
+], ids=lambda one: one.name)  # fmt: skip
+def test_settings_without_a_constant_are_refused(one: Case) -> None:
+    found = composed(one.model(), "l2")
+    assert not found.bound.bounded
+    assert [(gap.where, gap.op) for gap in found.gaps] == [("node", one.op)]
+    assert found.gaps[0].reason and found.gaps[0].remedy and found.gaps[0].code == found.gaps[0].code.lower()
+
+
+def test_tabulated_slopes_are_above_the_suprema_to_30_digits() -> None:
+    mpmath.mp.dps = 40
+    at = mpmath.mpf
+    phi = lambda x: mpmath.exp(-x * x / 2) / mpmath.sqrt(2 * mpmath.pi)  # noqa: E731
+    k, m = mpmath.sqrt(2 / mpmath.pi), at("0.044715")
+    functions = {
+        pointwise.GELU_ERF: (lambda x: mpmath.ncdf(x) + x * phi(x), "1.414"),
+        pointwise.GELU_TANH: (lambda x: mpmath.diff(lambda t: t / 2 * (1 + mpmath.tanh(k * (t + m * t**3))), x), "1.41"),
+        pointwise.SILU: (lambda x: mpmath.diff(lambda t: t / (1 + mpmath.exp(-t)), x), "2.4"),
+        pointwise.MISH: (lambda x: mpmath.diff(lambda t: t * mpmath.tanh(mpmath.log(1 + mpmath.exp(t))), x), "1.49"),
+        pointwise.ERF: (lambda x: mpmath.diff(mpmath.erf, x), "0"),
+    }
+    for constant, (slope, start) in functions.items():
+        top = at(start) if start == "0" else mpmath.findroot(lambda x, s=slope: mpmath.diff(s, x), at(start))
+        supremum = slope(top)
+        assert supremum <= at(constant) <= supremum * (1 + at(2) ** -51)
+    mpmath.mp.dps = 15
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_projected_scale_is_tight_and_above(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    d = int(rng.integers(1, 12))
+    scale = rng.standard_normal(d) * (10.0 ** rng.uniform(-3, 3, d) if seed % 2 else 1.0)
+    scale[d // 2 :] = scale[-1] if seed == 4 else scale[d // 2 :]
+    projection = np.eye(d) - 1.0 / d
+    truth = np.linalg.norm(scale[:, None] * projection, 2)
+    upper = projected(scale)
+    assert truth <= upper * (1 + 1e-12)
+    assert d == 1 or upper <= truth * (1 + 1e-7)
+
+
+def test_normalizations_in_linf_and_l1_hold_at_their_steepest() -> None:
+    """The row sums are largest away from constant input: search along one spike of growing height."""
+    for d, epsilon in ((4, 1.0), (64, 0.1)):
+        for op, tight in (("LayerNormalization", 1.6), ("SimplifiedLayerNormalization", 1.6)):
+            one = case(op, (1, d), np.ones(d), epsilon=epsilon, linear=False)
+            function, n, _ = compiled(one)
+            base = np.where(np.arange(d) % 2, 1.0, -1.0)
+            worst = 0.0
+            for height in (1.0, 3.0, np.sqrt(d)):
+                for scale in np.sqrt(epsilon) * np.geomspace(0.1, 3, 9):
+                    x = base.copy()
+                    x[0] *= height
+                    worst = max(worst, gain(jacobian(function, x * scale, 1e-6), "linf"))
+            for norm in ("linf", "l1"):
+                upper = upper_of(one, norm).upper
+                assert worst <= upper * (1 + DOUBLE) and upper <= tight * worst, (op, d, norm)
+
+
+def test_grades_say_what_is_computed() -> None:
+    assert upper_of(RESIZED[0], "l2").grade is Grade.PROVED
+    cubic = next(one for one in RESIZED if one.attributes.get("mode") == "cubic")
+    assert upper_of(cubic, "l2").grade is Grade.COMPUTED and upper_of(cubic, "l1").grade is Grade.PROVED
+    assert fold(ir.Value(name="v")) is None

@@ -23,8 +23,8 @@ from snaudit.bound import Bound, Grade
 from snaudit.errors import ConstraintError, EmptyModel, SoundnessError, UsageError, WriteError
 from snaudit.extraction import extract
 from snaudit.findings import Settings
-from snaudit.forms import Form
-from snaudit.layers import Layer, select
+from snaudit.forms import Form, SpectralNorm
+from snaudit.layers import Extraction, Layer, select
 from snaudit.linear import LowRank
 from snaudit.measuring import Meter, not_finite
 from snaudit.model import Model
@@ -112,7 +112,7 @@ def constrain(
             progress(index, len(chosen), layer.name)
         before.append(work.bring_under(layer))
     changes = [work.change_of(layer, bound) for layer, bound in zip(chosen, before, strict=True)]
-    notes = model.notes + _notes(chosen, measure)
+    notes = model.notes + tuple(_notes(chosen, measure)) + tuple(_not_capped(model, extraction))
     outputs: tuple[OutputChange, ...] = ()
     if not dry_run:
         outputs, more = _write(model, real, work, chosen)
@@ -220,14 +220,30 @@ def _relative_change(layer: Layer, stored: Mapping[str, np.ndarray]) -> float:
     return float(np.linalg.norm((new - old).ravel())) / size if size else 0.0
 
 
-def _notes(chosen: tuple[Layer, ...], measure: Measure) -> tuple[str, ...]:
+def _notes(chosen: tuple[Layer, ...], measure: Measure) -> Iterator[str]:
     unknown = sum(layer.geometry is not None and not layer.geometry.known for layer in chosen)
     if measure == "operator" and unknown:
-        return (
-            f"{unknown} convolutions of unknown stride, dilation and groups are capped for every choice "
-            "of them; --measure matrix caps the reshaped kernel instead",
+        yield (
+            f"convolutions of unknown stride, dilation and groups ({unknown}) are capped for every choice "
+            "of them; --measure matrix caps the reshaped kernel instead"
         )
-    return ()
+    normed = [layer.name for layer in chosen if isinstance(layer.form, SpectralNorm)]
+    if normed:
+        yield (
+            f"spectral_norm layers ({len(normed)}): the cap holds in evaluation; the first training step "
+            "renormalises u and brings their matrix back to σ = 1"
+        )
+
+
+def _not_capped(model: Model, extraction: Extraction) -> Iterator[str]:
+    """What acts as a weight and was not capped: matrices that could not be read, copies of weights."""
+    missed = [item for item in (*model.left_out, *extraction.left_out) if item.missed]
+    if missed:
+        names = ", ".join(item.name for item in missed[:3]) + (", …" if len(missed) > 3 else "")
+        yield f"not capped, because not read as matrices ({len(missed)}): {names}: {missed[0].reason}"
+    for item in model.left_out:
+        if "copy of the weights" in item.reason:
+            yield f"not capped: {item.name}: {item.reason}; --key chooses it"
 
 
 def _write(

@@ -144,12 +144,15 @@ def select(layers: Iterable[Layer], wanted: Sequence[str], skipped: Sequence[str
     for pattern in (*wanted, *skipped):
         if not any(matches(layer.name, pattern) for layer in layers):
             raise UsageError(f"no layer matches {pattern!r}{_nearest(pattern, layers)}")
-    return tuple(
+    chosen = tuple(
         layer
         for layer in layers
         if (not wanted or any(matches(layer.name, p) for p in wanted))
         and not any(matches(layer.name, p) for p in skipped)
     )
+    if layers and not chosen:
+        raise UsageError("--layers and --skip leave no layer")
+    return chosen
 
 
 def matches(name: str, pattern: str) -> bool:

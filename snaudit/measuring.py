@@ -73,7 +73,7 @@ class Meter:
         if layer.assumption:
             first, second = (replace(bound, grade=Grade.ASSUMED) for bound in (first, second))
         power = None
-        if np.isfinite(first.upper) and self.settings.iterations > 0:
+        if first.method != "not finite" and self.settings.iterations > 0:
             power = sigma.power_estimate(matrix, self.settings.iterations, self.settings.seed)
         spectrum, condition = _spectrum(matrix) if self.settings.spectrum and first.bounded else (None, None)
         return Measured(first, second, power, _frobenius(matrix), spectrum, condition)

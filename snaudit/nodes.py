@@ -90,7 +90,8 @@ def _left_out(tensor: Tensor, reason: str | None) -> LeftOut:
     if reason is not None and reason.startswith(_INTEGER_WEIGHTS) and len(tensor.shape) > 1:
         return LeftOut(tensor.name, reason, missed=True)
     if not tensor.is_real:
-        return LeftOut(tensor.name, f"integers or booleans ({tensor.dtype})")
+        narrow = tensor.dtype in ("int4", "uint4", "int8", "uint8") and len(tensor.shape) > 1
+        return LeftOut(tensor.name, f"integers or booleans ({tensor.dtype})", missed=narrow)
     if len(tensor.shape) < 2:
         return LeftOut(tensor.name, "a vector or scalar (bias, norm scale, statistic)")
     return LeftOut(tensor.name, reason or "used by no node")

@@ -25,7 +25,7 @@ _EMBEDDING = re.compile(
     re.IGNORECASE,
 )
 _ADDED = re.compile(
-    r"(^|[._])(pos_embed\w*|positional_embedding|position_embedding|cls_token|dist_token|mask_token"
+    r"(^|[._])(pos|pos_emb\w*|pos_enc\w*|positional_encoding|positional_embedding|position_embedding|cls_token|dist_token|mask_token"
     r"|class_embedding|class_token|relative_position_bias_table|pe)$"
 )
 _NORMALIZATION = re.compile(r"(^|[._])((batch|layer|group|instance|rms)?_?norm\w*|ln\w*|bn\w*)\.", re.IGNORECASE)
@@ -47,9 +47,9 @@ class _Reading:
         for name in names:
             self.open.pop(name, None)
 
-    def leave_out(self, name: str, reason: str) -> None:
+    def leave_out(self, name: str, reason: str, missed: bool = False) -> None:
         self.take(name)
-        self.left_out.append(LeftOut(name, reason))
+        self.left_out.append(LeftOut(name, reason, missed))
 
 
 def extract_from_tensors(tensors: Mapping[str, Tensor]) -> Extraction:
@@ -76,9 +76,16 @@ def extract_from_tensors(tensors: Mapping[str, Tensor]) -> Extraction:
 
 def _leave_out_what_is_not_real(reading: _Reading) -> None:
     for name, tensor in list(reading.open.items()):
-        if not tensor.is_real:
-            kind = "complex" if tensor.dtype.startswith("complex") else "integers or booleans"
-            reading.leave_out(name, f"{kind} ({tensor.dtype})")
+        if tensor.is_real:
+            continue
+        kind = "complex" if tensor.dtype.startswith("complex") else "integers or booleans"
+        narrow = tensor.dtype.startswith(("complex", "int4", "int8", "uint4", "uint8"))
+        acts = len(tensor.shape) > 1 and (narrow or name.endswith("weight"))
+        reading.leave_out(name, f"{kind} ({tensor.dtype})", missed=acts)
+        if acts:
+            for ending in ("_scale", "_scales", "_zero_point", "_scale_inv"):
+                if f"{name}{ending}" in reading.open:
+                    reading.leave_out(f"{name}{ending}", "belongs to integer weights")
 
 
 def _weight_norm(reading: _Reading, name: str) -> None:
@@ -139,7 +146,12 @@ def _spectral_norm(reading: _Reading, name: str) -> None:
         reading.leave_out(base, f"recomputed from {name} on loading")
     form = SpectralNorm(original, left, right, dims[0])
     notes = ("spectral_norm: W/(uᵀWv) with the stored u, v", *([unsure] if unsure else []))
-    reading.layers.extend(replace(layer, assumption=unsure) for layer in _named(base, form, notes))
+    for layer in _named(base, form, notes):
+        if layer.geometry is not None and dims[0] == 1:  # torch divides only transposed ones along axis 1
+            layer = replace(
+                layer, op=layer.op.replace("Conv", "ConvTranspose"), geometry=replace(layer.geometry, transposed=True)
+            )
+        reading.layers.append(replace(layer, assumption=unsure))
 
 
 def _spectral_dims(shape: tuple[int, ...], dims: list[int], right: Tensor | None) -> list[int]:
@@ -309,5 +321,8 @@ def _broken_chain(
         yield "recurrent matrices are applied once for each step, not once"
     if any(layer.op == "Attention" for layer in layers):
         yield "attention multiplies activations with each other: it has no constant without a range"
+    embeddings = sum(layer.op == "Embedding" and not layer.in_chain for layer in layers)
+    if embeddings:
+        yield f"the chain starts behind the embeddings ({embeddings} left out of the product)"
     if any(layer.op == "LoRA" for layer in layers):
         yield "LoRA products are added to their base matrix and are left out of the product"

@@ -23,6 +23,7 @@ from snaudit.findings import (
     OutputResult,
     Report,
     Settings,
+    Verdict,
 )
 from snaudit.layers import Extraction, Layer, select
 from snaudit.measuring import Meter, not_finite, result_of
@@ -61,7 +62,7 @@ def audit(
     if progress is not None:
         progress(len(extraction.layers), len(extraction.layers), "the network")
     if model.graph is None:
-        network, gaps = _chain_of(extraction, tuple(results)), ()
+        network, gaps = _chain_of(extraction, tuple(results))
     else:
         network, gaps = _composition_of(model, extraction.layers, tuple(results), meter)
     for file in model.files:
@@ -72,6 +73,8 @@ def audit(
     verdict = None
     if limits is not None:
         judged, verdict = policy.decide(kept, network, limits, left_out)
+        if limits.max_lipschitz is not None and any(finding.rule == "not-finite" for finding in findings):
+            verdict = Verdict.FAIL  # a network that computes with NaN keeps no limit
         findings += judged
     return Report(
         model=_card(model, path),
@@ -114,7 +117,9 @@ CHAIN = (
 )
 
 
-def _chain_of(extraction: Extraction, results: tuple[LayerResult, ...]) -> NetworkResult:
+def _chain_of(
+    extraction: Extraction, results: tuple[LayerResult, ...]
+) -> tuple[NetworkResult, tuple[Gap, ...]]:
     """The bound of a bare checkpoint *if* its layers are a chain: the product, graded ASSUMED."""
     started = time.perf_counter()
     upper, factors = 1.0, []
@@ -126,13 +131,18 @@ def _chain_of(extraction: Extraction, results: tuple[LayerResult, ...]) -> Netwo
         if gain is not None:
             upper = times_up(upper, up(gain))
             factors.append((name, gain))
+    gaps: tuple[Gap, ...] = ()
     if not factors:
         upper = math.inf
+        reason = "no layer of it acts on a real-valued input"
+        gaps = (Gap("no-chain", "the network", "chain", reason, "export the model to ONNX"),)
+    elif math.isinf(upper) and all(math.isfinite(factor) for _, factor in factors):
+        reason = f"the product of {len(factors)} norms exceeds the largest float (1.8e308)"
+        gaps = (Gap("overflow", "the network", "chain", reason, "constrain the layers, or audit a part"),)
     bound = Bound(0.0, upper, Grade.ASSUMED, "product of the layers' norms")
     method = MethodResult(bound.method, bound, time.perf_counter() - started)
-    return NetworkResult(
-        bound, (), (method,), (CHAIN, *extraction.broken_chain), tuple(factors)
-    )
+    assumptions = (CHAIN, *extraction.broken_chain)
+    return NetworkResult(bound, (), (method,), assumptions, tuple(factors)), gaps
 
 
 def _composition_of(

@@ -16,6 +16,10 @@ from snaudit.numerals import GRADE_MEANS, apart, at_least, at_most, exact
 
 Measure = Literal["operator", "matrix"]
 
+NOT_FINITE = "not finite"
+"""The method of a bound of a weight that holds NaN or infinities: it keeps no limit."""
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """What a model must not exceed.
@@ -110,6 +114,9 @@ def _against(
     verdict = judge(bound, limit, required)
     if verdict is Verdict.PASS:
         return None
+    if bound.method == NOT_FINITE:
+        message = f"{what} does not exist: the weight holds NaN or infinities (limit {exact(limit)})"
+        return Finding(rule, "error", where, message, None, limit)
     if verdict is Verdict.FAIL:
         message = f"{what} is at least {apart(bound.lower, limit)}, above the limit {exact(limit)}"
         return Finding(rule, "error", where, message, bound.lower, limit)
@@ -127,5 +134,4 @@ def _why_undecided(bound: Bound, limit: float) -> str:
             f"undecided: at most {at_most(bound.upper)}, within the limit {exact(limit)}, but only {grade} "
             f"({GRADE_MEANS[bound.grade]}); --accept {grade.lower()} lets it pass"
         )
-    most = apart(bound.upper, limit)
-    return f"undecided: at most {most}, nothing above the limit {exact(limit)} was seen{seen}"
+    return f"undecided: at most {at_most(bound.upper)}, nothing above the limit {exact(limit)} was seen{seen}"

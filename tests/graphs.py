@@ -184,7 +184,7 @@ def random_dag(seed: int, linear: bool, width: int = 5, depth: int = 9) -> tuple
         elif kind == 9:
             emit(str(rng.choice(["Max", "Min"])), [project(value), project(other)], width)
         else:
-            op = str(rng.choice(["Relu", "Tanh", "Sigmoid", "LeakyRelu", "Softmax", "Abs", "Softplus", "Elu"]))
+            op = str(rng.choice(["Relu", "Tanh", "Sigmoid", "LeakyRelu", "Softmax", "Abs", "Sin"]))
             emit(op, [value], columns)
 
     for _ in range(depth):

@@ -106,7 +106,9 @@ def test_a_square_kernel_is_read_along_the_axis_that_u_and_v_show(tmp_path: Path
     torch.save(module.state_dict(), tmp_path / "m.pt")
     (layer,) = snaudit.audit(tmp_path / "m.pt").layers
     weight = module.weight.detach().numpy()
-    truth = np.linalg.norm(weight.reshape(4, -1), 2)
+    turned = kind is torch.nn.ConvTranspose2d
+    assert layer.op == kind.__name__
+    truth = np.linalg.norm((weight.swapaxes(0, 1) if turned else weight).reshape(4, -1), 2)
     assert layer.sigma.grade is Grade.PROVED
     assert layer.sigma.lower <= truth * (1 + 1e-9) and truth <= layer.sigma.upper * (1 + 1e-9)
 

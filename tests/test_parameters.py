@@ -154,6 +154,7 @@ def test_flax_kernels_are_turned() -> None:
 def test_patterns_that_match_nothing_name_what_is_near() -> None:
     layers = tuple(layers_of(nn.ModuleDict({"encoder": nn.Linear(2, 2), "decoder": nn.Linear(2, 2)})).values())
     assert [layer.name for layer in select(layers, ("encoder",))] == ["encoder.weight"]
-    assert [layer.name for layer in select(layers, (), ("*coder.weight",))] == []
+    with pytest.raises(UsageError, match="leave no layer"):
+        select(layers, (), ("*coder.weight",))
     with pytest.raises(UsageError, match="encoder.weight"):
         select(layers, ("encoder.weights",))

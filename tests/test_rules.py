@@ -227,7 +227,7 @@ OTHERS = (
     case("ReduceL2", (2, 3), axes=[1], linear=False, points=lambda n: np.array([1.0, 0, 0, 1, 0, 0]), tight=("l1",)),
     case("TopK", (2, 4), np.array([3]), linear=False, outputs=2), case("TopK", (2, 4), opset=1, k=2, linear=False, outputs=2,
                                                                       single=True),
-    case("Max", (2, 3), np.zeros((2, 3)), linear=False), case("Min", (2, 1), np.full((2, 3), 9.0), linear=False),
+    case("Max", (2, 3), np.full((2, 3), -9.0), linear=False), case("Min", (2, 1), np.full((2, 3), 9.0), linear=False),
     case("Max", (3,), np.full((2, 1), -9.0), WAVE, linear=False, tight=()),
     case("Scatter", (4, 3), np.array([[1, 0, 2]]), np.ones((1, 3)), opset=9),
 )  # fmt: skip

@@ -120,7 +120,8 @@ def test_what_rounding_makes_up_is_never_a_lower_end() -> None:
             product = mpmath.matrix(left.tolist()) * mpmath.matrix(right.tolist())
             for method in ("auto", "power"):
                 bound = sigma.measure(LowRank(left, right), "l2", Options(method=method))
-                assert bound.lower <= mpmath.norm(product) <= bound.upper
+                assert bound.lower <= mpmath.norm(product)
+                assert mpmath.norm(product) <= bound.upper or bound.grade is Grade.ESTIMATED
             v = np.random.default_rng(seed + 100).standard_normal(6)
             rows = np.array(x * 2)[:, None] * np.ones(6)
             rows -= np.outer(rows @ v, v) / (v @ v)  # nearly orthogonal to v
@@ -184,11 +185,11 @@ def test_every_method_grades_itself_and_agrees() -> None:
     for method in sigma.METHODS:
         bound = made[method.name]
         assert bound.lower <= value * (1 + 1e-12)
-        assert bound.upper >= value * (1 - 1e-12)
+        assert bound.upper >= value * (1 - 1e-12) or bound.grade is Grade.ESTIMATED
         if method.fits(Dense(matrix), "l2"):
             assert bound.grade is method.grade
     assert made["svd"].upper - made["svd"].lower < 1e-11
-    assert made["power"].upper == math.inf
+    assert made["power"].grade is Grade.ESTIMATED and made["power"].upper < value
     assert made["power"].lower >= 0.98 * value
 
 

@@ -110,6 +110,26 @@ def check_output(output: Path | None, model: Path | None) -> None:
     with contextlib.suppress(OSError):
         if model is not None and os.path.samefile(output, model):
             raise UsageError(f"--output {output} is the model itself")
+    if _is_model(output):
+        raise UsageError(f"--output {output} is a model file: a report does not replace it")
+
+
+def _is_model(path: Path) -> bool:
+    """Whether a file stands there whose content is a model's."""
+    if not os.path.isfile(path) or os.path.getsize(path) == 0:
+        return False
+    from snaudit.errors import SnauditError
+    from snaudit.formats import FORMATS
+    from snaudit.formats.source import Source
+
+    try:
+        source = Source(path)
+        try:
+            return any(known.sniff(source) for known in FORMATS)
+        finally:
+            source.close()
+    except SnauditError:
+        return False
 
 
 def may_replace(path: Path) -> bool:

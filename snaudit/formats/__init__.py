@@ -102,6 +102,8 @@ def candidates(folder: Path) -> list[Path]:
 def find_in_folder(folder: Path) -> Path:
     """The one model of a folder: its safetensors index, or its only model file."""
     found = candidates(folder)
+    given = [path for path in found if ".constrained." not in path.name]  # what constrain wrote stands aside
+    found = given or found
     indexes = [path for path in found if path.name.endswith(INDEX)]
     tensors = [path for path in found if path.suffix == ".safetensors"]
     for some in (indexes, found, tensors):

@@ -210,7 +210,9 @@ def _at_key(leaves: Sequence[Leaf], key: str) -> tuple[tuple[str, ...], list[Lea
         for length in range(1, len(leaf.path)):
             found.setdefault(".".join(leaf.path[:length]), leaf.path[:length])
     if key not in found:
-        shown = [name for name in found if name != "."] or ["."]
+        shown = [name for name in found if name != "."]
+        if not shown:
+            raise UsageError(f"no tensors under the key {key!r}: this file has no entries to choose from")
         more = f" (and {len(shown) - _KEYS_SHOWN} more)" if len(shown) > _KEYS_SHOWN else ""
         raise UsageError(f"no tensors under the key {key!r}; possible keys: "
                          f"{', '.join(repr(name)[1:-1] for name in shown[:_KEYS_SHOWN])}{more}")

@@ -207,7 +207,7 @@ def _columns(
     if wide:
         cells += [
             _Cell(Column("grade"), lambda run: _grade(run.worst.norm)),
-            _Cell(Column("method"), lambda run: run.worst.norm.method[:32], "dim"),
+            _Cell(Column("method"), lambda run: run.worst.norm.method.removesuffix(", every geometry"), "dim"),
             _Cell(Column("stable rank", right=True), lambda run: _optional(run.worst.stable_rank)),
         ]
     if any(run.worst.uses != 1 for run in runs):

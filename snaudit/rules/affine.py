@@ -28,7 +28,8 @@ def _operator(step: Step) -> Bound:
             "unmeasured-weight",
         )
     if not step.operator.bounded:
-        raise Unbounded("the weight's norm is not finite", "repair the weight (NaN or Inf)", "bad-constant")
+        reason = f"no finite bound of the weight's norm is known ({step.operator.method})"
+        raise Unbounded(reason, "repair the weight if it holds NaN or Inf, else use --method auto", "bad-constant")
     return step.operator
 
 

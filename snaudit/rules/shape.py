@@ -187,6 +187,7 @@ def tile(step: Step) -> tuple[Value, ...]:
 
 
 def _no_rule(step: Step) -> tuple[Value, ...]:
+    """None yet: sequences and optionals are not followed."""
     raise Unbounded(f"{step.node.op_type} is not bounded yet", "use tensors and plain ops instead", "no-rule")
 
 

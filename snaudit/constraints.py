@@ -272,7 +272,9 @@ def _write(
         if model.graph is not None:
             outputs, notes = compare_outputs(model.path, part, work.meter.settings.seed)
 
-    write_model(files, target, model.path, verify)
+    _, *beside = write_model(files, target, model.path, verify)
+    if beside:
+        notes += (f"files that belong to it: {', '.join(path.name for path in beside)}",)
     return outputs, notes
 
 

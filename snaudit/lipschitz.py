@@ -183,10 +183,12 @@ def _visit(walk: _Walk, node: ir.Node) -> None:
         gap = None
     except Unbounded as refusal:
         results, gap = (), Gap(refusal.code, _where(node), node.op_type, str(refusal), refusal.remedy)
+        if refusal.code == "unknown-shape" and any(not value.lip.bounded for value in known):
+            gap = None  # a shape that is missing behind another gap is that one's fault
     except _MALFORMED as error:
         reason = f"its attributes or inputs make no sense ({type(error).__name__})"
         results, gap = (), Gap("malformed", _where(node), node.op_type, reason, "repair the node")
-    if gap is None and len(results) < len(node.outputs):
+    if results and len(results) < len(node.outputs):
         reason = f"output {len(results)} has no rule"
         gap = Gap("no-rule", _where(node), node.op_type, reason, "use its first output only")
     sources = frozenset().union(*(v.sources for v in known)) or frozenset({f"<{_where(node)}>"})
@@ -195,7 +197,8 @@ def _visit(walk: _Walk, node: ir.Node) -> None:
             walk.values[output] = results[index]
         else:
             walk.values[output] = Value(UNBOUNDED, sources)
-            walk.gaps[output] = gap
+            if gap is not None:
+                walk.gaps[output] = gap
     _shapes_by_data(walk, node, reads, gap)
     if any(not v.is_constant for v in known):
         _shorten(walk, node)
@@ -319,7 +322,9 @@ def _conclude(walk: _Walk, order: list[ir.Node]) -> Composition:
         gaps.append(Gap("no-real-input", graph.name or "graph", "graph", "no output depends on a real-valued input",
                         "audit the part of the model after its integer inputs"))  # fmt: skip
         bound = UNBOUNDED
-    gaps += [walk.gaps[o] for o in graph.outputs if walk.values[o].jumps and o in walk.gaps]
+    if not bound.bounded and not gaps:
+        gaps.append(Gap("overflow", graph.name or "graph", "graph", "the bound exceeds the largest float64",
+                        "look at the layers with the largest norms"))  # fmt: skip
     return Composition(
         bound if bound.bounded else UNBOUNDED,
         tuple((o.name or "?", f.lip) for o, f in zip(graph.outputs, finals, strict=True)),

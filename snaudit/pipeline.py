@@ -62,7 +62,8 @@ def audit(
     if progress is not None:
         progress(len(extraction.layers), len(extraction.layers), "the network")
     if model.graph is None:
-        network, gaps = _chain_of(extraction, tuple(results))
+        missed = sum(item.missed for item in (*model.left_out, *extraction.left_out))
+        network, gaps = _chain_of(extraction, tuple(results), missed)
     else:
         network, gaps = _composition_of(model, extraction.layers, tuple(results), meter)
     for file in model.files:
@@ -118,7 +119,7 @@ CHAIN = (
 
 
 def _chain_of(
-    extraction: Extraction, results: tuple[LayerResult, ...]
+    extraction: Extraction, results: tuple[LayerResult, ...], missed: int
 ) -> tuple[NetworkResult, tuple[Gap, ...]]:
     """The bound of a bare checkpoint *if* its layers are a chain: the product, graded ASSUMED."""
     started = time.perf_counter()
@@ -142,6 +143,8 @@ def _chain_of(
     bound = Bound(0.0, upper, Grade.ASSUMED, "product of the layers' norms")
     method = MethodResult(bound.method, bound, time.perf_counter() - started)
     assumptions = (CHAIN, *extraction.broken_chain)
+    if missed:
+        assumptions += (f"matrices that could not be read are not in the product ({missed})",)
     return NetworkResult(bound, (), (method,), assumptions, tuple(factors)), gaps
 
 

@@ -53,7 +53,7 @@ def write_model(
         for file in files:
             if file.name is not None:
                 place = target.parent / file.name
-                with _part(place, source) as part:
+                with _part(place, file.source or source) as part:
                     _fill(part, file, place)
                     with uninterrupted():
                         os.link(part, place)  # unlike a rename, fails where the name is taken

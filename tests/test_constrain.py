@@ -4,6 +4,7 @@ once, and the module or runtime that loads the file computes what was promised."
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections import OrderedDict
 from pathlib import Path
@@ -266,3 +267,28 @@ def test_file_mode_and_links_are_kept(tmp_path: Path) -> None:
     link.symlink_to(path)
     snaudit.constrain(path, link, max_sigma=CAP, force=True)
     assert link.is_symlink() and all(layer.norm.upper <= CAP for layer in snaudit.audit(path).layers)
+
+
+def test_shards_keep_their_modes_and_folders_their_meaning(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    parts = {"a": {"a.weight": torch.randn(4, 4)}, "b": {"b.weight": torch.randn(4, 4)}}
+    for name, part in parts.items():
+        safetensors.torch.save_file(part, tmp_path / f"model-{name}.safetensors")
+        (tmp_path / f"model-{name}.safetensors").chmod(0o600)
+    index = {"metadata": {}, "weight_map": {key: f"model-{name}.safetensors" for name, part in parts.items() for key in part}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    (tmp_path / "model.safetensors.index.json").chmod(0o644)
+    outcome = snaudit.constrain(tmp_path, max_sigma=CAP)
+    assert any("files that belong to it" in note for note in outcome.notes)
+    new = [path for path in tmp_path.iterdir() if ".constrained" in path.name]
+    assert sorted(path.stat().st_mode & 0o777 for path in new) == [0o600, 0o600, 0o644]
+    assert all(layer.norm.upper > CAP for layer in snaudit.audit(tmp_path).layers), "the folder still means the model"
+    assert all(layer.norm.upper <= CAP for layer in snaudit.audit(outcome.target).layers)
+
+
+def test_what_is_not_capped_is_said(tmp_path: Path) -> None:
+    state = {"fc.weight": torch.ones(4, 4), "q.weight": torch.ones(4, 4, dtype=torch.int8)}
+    torch.save({"state_dict": state, "ema": {"fc.weight": torch.ones(4, 4)}}, tmp_path / "m.pt")
+    notes = " ".join(snaudit.constrain(tmp_path / "m.pt", max_sigma=CAP).notes)
+    assert "q.weight" in notes and "ema" in notes
+    assert snaudit.check(tmp_path / "m.constrained.pt", max_sigma=CAP).verdict is snaudit.Verdict.UNDECIDED

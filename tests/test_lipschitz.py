@@ -105,6 +105,12 @@ def test_all_gaps_are_found_and_only_those_that_count() -> None:
     assert not found.bound.bounded and all(gap.reason and gap.remedy for gap in found.gaps)
 
 
+def test_a_bound_beyond_float64_says_so() -> None:
+    nodes = [node("MatMul", "x w", "a"), node("MatMul", "a w", "y")]
+    found = composed(make_model(nodes, {"x": [1, 4]}, {"w": W}), "l2", dict.fromkeys("ay", dict.fromkeys(NORMS, 1e200)))
+    assert places(found) == [("overflow", "g", "graph")] and not found.bound.bounded
+
+
 def test_a_deep_graph_does_not_hit_the_recursion_limit() -> None:
     count = 3000
     nodes = [node("Relu", f"t{i}", f"t{i + 1}") for i in range(count)]
@@ -334,14 +340,17 @@ WRITTEN_OUT = {
 @pytest.mark.parametrize("name", WRITTEN_OUT)
 def test_an_activation_written_out_has_its_own_slope(name: str) -> None:
     nodes, slope, least = WRITTEN_OUT[name]
-    model = make_model(nodes, {"x": [4001]}, {k: np.array(v) for k, v in SCALARS.items()})
+    lacking = name in ("hardswish", "mish") or "gelu, half" in name  # what onnxruntime has in float32 only
+    scalars = {k: np.array(v) for k, v in SCALARS.items()}
+    model = make_model(nodes, {"x": [1201]}, scalars, dtype="float32" if lacking else "float64")
     function, n = function_of(model)
     x = np.linspace(-6, 6, n)
     steepest = np.abs(np.diff(function(x)) / np.diff(x)).max()
+    rounding = 2e-4 if lacking else DIFFERENCES
     for norm in NORMS:
         found = composed(model, norm)
         assert not found.gaps and found.bound.upper == pytest.approx(slope, rel=1e-6)
-        assert least * found.bound.upper <= steepest <= found.bound.upper * (1 + DIFFERENCES)
+        assert least * found.bound.upper <= steepest <= found.bound.upper * (1 + rounding)
 
 
 @pytest.mark.parametrize(("nodes", "code"), [

@@ -21,11 +21,13 @@ class Patched:
     """One file of a rewritten model: `write(fd)` puts its whole content on an empty file.
 
     `name` is the plain file name that it must get beside the main file, or None for the main file
-    itself (whose name the caller chooses).
+    itself (whose name the caller chooses). `source` is the file that it is a copy of, whose mode it
+    gets; None: the model's main file.
     """
 
     name: str | None
     write: Callable[[int], None]
+    source: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)

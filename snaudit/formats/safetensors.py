@@ -259,7 +259,7 @@ def _patch_sharded(model: Model, changes: Mapping[str, np.ndarray], target: Path
         edits.append(Edit(begin, end, lambda new=new: new))
     files = [Patched(None, writer(index, edits))]
     for shard, name in zip(shards, names, strict=True):
-        files.append(Patched(name, writer(shard, _edits(model, changes, shard.path))))
+        files.append(Patched(name, writer(shard, _edits(model, changes, shard.path)), shard.path))
     return tuple(files)
 
 

@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test models bench clean
+.PHONY: demo test bench clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from snaudit import constraints, formats, pipeline, policy
+from snaudit.errors import UsageError
 from snaudit.findings import Report, Settings
 from snaudit.model import Model
 
@@ -42,8 +43,10 @@ def check(
 ) -> Report:
     """The report with a verdict: PASS, FAIL or UNDECIDED against the limits.
 
-    It never passes on an estimate from below nor on an assumption, unless `limits` accepts it.
+    Raises UsageError without any limit, and where both ways of giving one are used. It never passes on an estimate from below nor on an assumption, unless `limits` accepts it.
     """
+    if (limits is None) == (max_sigma is None and max_lipschitz is None):
+        raise UsageError("check needs max_sigma or max_lipschitz, or else limits")
     limits = limits or policy.Limits(max_sigma=max_sigma, max_lipschitz=max_lipschitz)
     return pipeline.audit(Path(path), Settings(**settings), limits)
 

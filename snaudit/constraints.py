@@ -23,7 +23,7 @@ from snaudit.bound import Bound, Grade
 from snaudit.errors import ConstraintError, EmptyModel, SoundnessError, UsageError, WriteError
 from snaudit.extraction import extract
 from snaudit.findings import Settings
-from snaudit.forms import Form, SpectralNorm
+from snaudit.forms import NOTHING, Form, SpectralNorm
 from snaudit.layers import Extraction, Layer, select
 from snaudit.linear import LowRank
 from snaudit.measuring import Meter, not_finite
@@ -93,6 +93,8 @@ def constrain(
     """
     if not (max_sigma > 0 and math.isfinite(max_sigma)):
         raise UsageError(f"--max-sigma must be a positive number, not {max_sigma}")
+    if measure not in ("operator", "matrix"):
+        raise UsageError(f"measure must be operator or matrix, not {measure!r}")
     if os.path.isdir(path):
         path = formats.find_in_folder(path)
     wanted = default_target(path) if target is None else target
@@ -167,7 +169,8 @@ class _Work:
     def bring_under(self, layer: Layer) -> Bound:
         """The layer's bound before it is scaled until its proved bound, for the rounded numbers, is
         at most the cap."""
-        before = self.bound_of(layer, self.stored)
+        original = self.bound_of(layer, NOTHING)
+        before = self.bound_of(layer, self.stored) if self.stored else original
         if not before.bounded:
             bad = not_finite(layer)
             why = bad.message if bad is not None else f"no finite bound by {before.method}"
@@ -176,7 +179,7 @@ class _Work:
             raise ConstraintError(f"{layer.name}: {before.method} proves no upper bound to constrain by")
         if before.upper > self.cap or self._is_short(before):
             self._scale(layer, before)
-        return before
+        return original
 
     def _is_short(self, bound: Bound) -> bool:
         """Whether normalization must raise this layer: what rounding or the width of an enclosure

@@ -5,7 +5,8 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
-from snaudit.bound import Bound, Norm
+from snaudit.bound import NORMS, Bound, Norm
+from snaudit.errors import UsageError
 from snaudit.model import FileRead, LeftOut
 from snaudit.sigma.interface import PowerEstimate
 
@@ -69,6 +70,8 @@ class LayerResult:
     notes: tuple[str, ...] = ()
     spectrum: tuple[float, ...] | None = None
     condition: float | None = None
+    aliases: tuple[str, ...] = ()
+    """All stored names of the weight, where there are several."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +117,16 @@ class Settings:
     spectrum: bool = False
     key: str | None = None
     input_range: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.norm not in NORMS:
+            raise UsageError(f"norm must be one of {', '.join(NORMS)}, not {self.norm!r}")
+        if self.iterations < 0 or self.seed < 0:
+            raise UsageError("iterations and seed must not be negative")
+        if not 0 < self.rtol < 1:
+            raise UsageError(f"rtol must lie between 0 and 1, not {self.rtol}")
+        if self.input_range is not None:
+            raise UsageError("input_range is not supported yet")
 
 
 @dataclass(frozen=True, slots=True)

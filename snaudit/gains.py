@@ -29,14 +29,19 @@ def copies(count: int, norm: Norm) -> Bound:
     """
     if norm == "linf" or count <= 1:
         return exactly(1.0, "selection")
-    return exactly(float(count), "copies") if norm == "l1" else at_most(root_up(float(count)), "copies")
+    return _counted(count, norm == "l1", "copies")
 
 
 def sums(count: int, norm: Norm) -> Bound:
     """The norm of x ↦ Σ of `count` entries, disjointly: √count, 1, count (the adjoint of `copies`)."""
     if norm == "l1" or count <= 1:
         return exactly(1.0, "sum")
-    return exactly(float(count), "sum") if norm == "linf" else at_most(root_up(float(count)), "sum")
+    return _counted(count, norm == "linf", "sum")
+
+
+def _counted(count: int, whole: bool, method: str) -> Bound:
+    size = float(count) if count <= 2**53 else up(float(count))
+    return exactly(size, method) if whole else at_most(root_up(size), method)
 
 
 def means(count: int, norm: Norm) -> Bound:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -72,6 +72,11 @@ class Layer:
     @property
     def shape(self) -> tuple[int, ...]:
         return self.form.shape
+
+    @property
+    def aliases(self) -> tuple[str, ...]:
+        """All stored names of a checkpoint's weight (a graph's uses are nodes, not names)."""
+        return (self.name,) if self.outputs else self.used_by or (self.name,)
 
     @property
     def uses(self) -> int:
@@ -138,25 +143,33 @@ def select(layers: Iterable[Layer], wanted: Sequence[str], skipped: Sequence[str
 
     Patterns are shell patterns over the whole name; one without wildcards also matches a dotted part
     of it ("layer1" matches "layer1.0.weight"). Raises UsageError for a pattern that matches nothing,
-    with the names nearest to it.
+    with the names nearest to it. A weight that is stored under several names is wanted under any of
+    them, and skipped only when all are. `layers` are Layers or LayerResults.
     """
     layers = tuple(layers)
     for pattern in (*wanted, *skipped):
-        if not any(matches(layer.name, pattern) for layer in layers):
+        if not any(matches(name, pattern) for layer in layers for name in _names(layer)):
             raise UsageError(f"no layer matches {pattern!r}{_nearest(pattern, layers)}")
     chosen = tuple(
         layer
         for layer in layers
-        if (not wanted or any(matches(layer.name, p) for p in wanted))
-        and not any(matches(layer.name, p) for p in skipped)
+        if (not wanted or any(matches(name, p) for name in _names(layer) for p in wanted))
+        and not all(any(matches(name, p) for p in skipped) for name in _names(layer))
     )
     if layers and not chosen:
         raise UsageError("--layers and --skip leave no layer")
     return chosen
 
 
+def _names(layer: Any) -> tuple[str, ...]:
+    return layer.aliases or (layer.name,)
+
+
 def matches(name: str, pattern: str) -> bool:
-    """Whether a layer's name matches a pattern, as `select` explains."""
+    """Whether a layer's name matches a pattern, as `select` explains; "W#2" goes by W, too."""
+    base, _, count = name.rpartition("#")
+    if base and count.isdigit() and matches(base, pattern):
+        return True
     if fnmatchcase(name, pattern) or name == pattern:
         return True
     return not set("*?[") & set(pattern) and f".{pattern}." in f".{name}."

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -212,4 +211,5 @@ def result_of(layer: Layer, measured: Measured) -> LayerResult:
         notes=layer.notes,
         spectrum=measured.spectrum,
         condition=measured.condition,
+        aliases=layer.aliases,
     )

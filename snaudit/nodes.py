@@ -20,6 +20,16 @@ _QUANTIZED = {
     "DynamicQuantizeLSTM", "DynamicQuantizeMatMul", "MatMulIntegerToFloat", "MatMulNBits", "QEmbedLayerNormalization",
 }  # fmt: skip
 
+_NO_MATRIX = {
+    "Add", "Sub", "Mul", "Div", "PRelu", "Where", "Concat", "Pad", "Shape", "Size", "Identity", "Reshape", "Gather",
+    "Expand", "Tile", "Equal", "Less", "Greater", "Pow", "Max", "Min", "Mod", "And", "Or", "Slice", "Range", "Cast",
+    "Squeeze", "Unsqueeze", "Transpose", "ConstantOfShape", "Resize", "Upsample", "Clip", "If", "BatchNormalization",
+    "LayerNormalization", "InstanceNormalization", "GroupNormalization", "RMSNormalization",
+    "SimplifiedLayerNormalization", "GatherElements", "GatherND", "ScatterElements", "ScatterND", "Split", "TopK",
+    "ReduceSum", "ReduceMean", "ReduceMax", "Dropout", "Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN",
+}  # fmt: skip
+"""Ops whose other constants are no matrix that the network applies: added, multiplied entry by entry,
+shapes, indices, biases. A constant of two axes or more in any other op may be one, and is named."""
 _INTEGER_WEIGHTS = "integer weights"
 
 
@@ -29,6 +39,7 @@ class _Reading:
     names: dict[str, int] = field(default_factory=dict)
     used: set[str] = field(default_factory=set)
     why_not: dict[str, str] = field(default_factory=dict)
+    missed: dict[str, str] = field(default_factory=dict)
 
 
 def extract_from_graph(graph: ir.Model, tensors: Mapping[str, Tensor]) -> Extraction:
@@ -38,7 +49,7 @@ def extract_from_graph(graph: ir.Model, tensors: Mapping[str, Tensor]) -> Extrac
         for layer in _layers_of(node, reading):
             _add(reading, layer, node)
     left_out = [
-        _left_out(tensor, reading.why_not.get(name))
+        _left_out(tensor, reading.why_not.get(name), reading.missed.get(name))
         for name, tensor in tensors.items()
         if name not in reading.used
     ]
@@ -84,11 +95,13 @@ def _layers_of(node: ir.Node, reading: _Reading) -> Iterator[Layer]:
         reason = f"{_INTEGER_WEIGHTS} of {op}" if op in _QUANTIZED else f"no weight matrix of {op}"
         for tensor in folding.roots(value):
             reading.why_not[tensor.name] = reason
+            if op in _QUANTIZED or _domain(node) or op not in _NO_MATRIX:
+                reading.missed.setdefault(tensor.name, reason.replace("no weight", "perhaps a weight"))
 
 
-def _left_out(tensor: Tensor, reason: str | None) -> LeftOut:
-    if reason is not None and reason.startswith(_INTEGER_WEIGHTS) and len(tensor.shape) > 1:
-        return LeftOut(tensor.name, reason, missed=True)
+def _left_out(tensor: Tensor, reason: str | None, missed: str | None) -> LeftOut:
+    if missed is not None and len(tensor.shape) > 1 and tensor.dtype not in ("int64", "bool"):
+        return LeftOut(tensor.name, missed, missed=True)
     if not tensor.is_real:
         narrow = tensor.dtype in ("int4", "uint4", "int8", "uint8") and len(tensor.shape) > 1
         return LeftOut(tensor.name, f"integers or booleans ({tensor.dtype})", missed=narrow)

@@ -64,7 +64,7 @@ def extract_from_tensors(tensors: Mapping[str, Tensor]) -> Extraction:
     for name, tensor in list(reading.open.items()):
         reason = _why_no_matrix(name, tensor, tensors)
         if reason:
-            reading.leave_out(name, reason)
+            reading.leave_out(name, reason, missed=len(tensor.shape) > 5)
         else:
             reading.take(name)
             reading.layers.extend(_plain(name, tensor))

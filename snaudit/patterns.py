@@ -49,7 +49,10 @@ class _Graph:
 
     def scalar(self, value: ir.Value | None) -> float | None:
         """The number that a constant of one finite entry holds."""
-        array = None if value is None else self.fold(value)
+        shape = None if value is None else value.shape
+        if value is None or (shape is not None and any(d != 1 for d in shape)):
+            return None  # its bytes need not be read
+        array = self.fold(value)
         if array is None or array.size != 1 or array.dtype.kind not in "fiu":
             return None
         number = float(array.ravel()[0])

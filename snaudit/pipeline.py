@@ -9,8 +9,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from snaudit import formats, policy
-from snaudit.bound import UNBOUNDED, Bound, Grade, exactly, times_up, up
+from snaudit.bound import Bound, Grade, times_up, up
 from snaudit.errors import EmptyModel
 from snaudit.extraction import extract
 from snaudit.findings import (
@@ -27,7 +29,10 @@ from snaudit.findings import (
 )
 from snaudit.layers import Extraction, Layer, select
 from snaudit.measuring import Meter, not_finite, result_of
-from snaudit.model import LeftOut, Model
+from snaudit.model import FileRead, LeftOut, Model
+
+_SMALL = 1 << 24
+"""Tensors that are no matrices are looked through for NaN up to so many entries."""
 
 Progress = Callable[[int, int, str], None]
 
@@ -59,6 +64,7 @@ def audit(
             bad = not_finite(layer)
             findings += [] if bad is None else [bad]
         results.append(result_of(layer, measured))
+    findings += _not_numbers(model, extraction.layers)
     if progress is not None:
         progress(len(extraction.layers), len(extraction.layers), "the network")
     if model.graph is None:
@@ -89,6 +95,19 @@ def audit(
     )
 
 
+def _not_numbers(model: Model, layers: tuple[Layer, ...]) -> Iterator[Finding]:
+    """A finding for each NaN in what is no matrix: biases, scales, statistics. (Infinities there can
+    be masks.)"""
+    held = {tensor.name for layer in layers for tensor in layer.form.tensors}
+    for name, tensor in model.tensors.items():
+        if name in held or not tensor.is_real or tensor.size > _SMALL:
+            continue
+        count = int(np.count_nonzero(np.isnan(tensor.float64())))
+        if count:
+            text = f"{count} of {tensor.size} entries are NaN: what the network computes is undefined"
+            yield Finding("not-finite", "error", name, text)
+
+
 def _what_there_is(left_out: tuple[LeftOut, ...]) -> str:
     if not left_out:
         return ": it holds no tensor"
@@ -103,7 +122,7 @@ def _card(model: Model, path: Path) -> ModelCard:
     return ModelCard(
         path=str(path),
         format=model.format,
-        files=model.files,
+        files=tuple(FileRead(file.path, file.size, file.sha256) for file in model.files),
         tensors=len(model.tensors),
         parameters=sum(places.values()),
         dtypes=tuple(dtypes.most_common()),

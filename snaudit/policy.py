@@ -42,6 +42,8 @@ class Limits:
     skip: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.measure not in ("operator", "matrix"):
+            raise UsageError(f"measure must be operator or matrix, not {self.measure!r}")
         for option, limit in (("--max-sigma", self.max_sigma), ("--max-lipschitz", self.max_lipschitz)):
             if limit is not None and not 0.0 <= limit < math.inf:
                 raise UsageError(f"{option} must be a finite number that is not negative, not {limit}")
@@ -114,7 +116,7 @@ def _against(
     verdict = judge(bound, limit, required)
     if verdict is Verdict.PASS:
         return None
-    if bound.method == NOT_FINITE:
+    if bound.method.startswith(NOT_FINITE):
         message = f"{what} does not exist: the weight holds NaN or infinities (limit {exact(limit)})"
         return Finding(rule, "error", where, message, None, limit)
     if verdict is Verdict.FAIL:

@@ -19,7 +19,7 @@ from onnx import TensorProto, helper
 
 from snaudit import rules
 from snaudit.bound import NORMS, UNBOUNDED, Bound, Grade, Norm, exactly
-from snaudit.rules import pointwise
+from snaudit.rules import pointwise, pooling
 from snaudit.rules.interface import Step, Unbounded, Value
 from snaudit.rules.normalization import projected
 
@@ -382,7 +382,8 @@ def test_an_op_without_a_constant_refuses_or_jumps(domain: str, op: str) -> None
     case("Cast", to=TensorProto.INT64), case("Cast", to=TensorProto.FLOAT8E4M3FN, opset=19),
     case("TopK", (2, 4), np.array([3]), sorted=0, outputs=2), case("Div", (2, 3), np.array([1.0, 0.0, 2.0])),
     case("Div", (2, 3), np.array(1.0), data=1), case("Mul", (2, 3), np.array([np.inf, 1, 1])), case("Mul", (2, 3), np.array(np.nan)),
-    case("Add", (2, 3), np.array(np.nan)), case("Dropout", (2, 3), np.array(0.5, np.float32), np.array(True)),
+    case("Add", (2, 3), np.array(np.nan)), case("Gemm", (2, 3), WEIGHT, np.array([np.nan] * 4)),
+    case("Tile", (2, 3), np.array([0, 2**62, 4]), opset=1), case("Dropout", (2, 3), np.array(0.5, np.float32), np.array(True)),
     case("Dropout", opset=6), case("BatchNormalization", (2, 3), *[np.ones(3)] * 4, training_mode=1, outputs=3),
     case("BatchNormalization", (2, 3), *[np.ones(3)] * 4, opset=6), case("BatchNormalization", (2, 3), *[np.ones(3)] * 3, -np.ones(3)),
     case("BatchNormalization", (2, 3), *[np.full(3, np.nan)] * 4),
@@ -457,3 +458,25 @@ def test_grades_say_what_is_computed() -> None:
     cubic = next(one for one in RESIZED if one.attributes.get("mode") == "cubic")
     assert upper_of(cubic, "l2").grade is Grade.COMPUTED and upper_of(cubic, "l1").grade is Grade.PROVED
     assert fold(ir.Value(name="v")) is None
+
+
+def test_window_positions_inside_by_counting() -> None:
+    rng = np.random.default_rng(3)
+    for _ in range(300):
+        start, low = (int(v) for v in rng.integers(-12, 12, 2))
+        window = range(start, start + int(rng.integers(1, 20)), int(rng.integers(1, 6)))
+        high = low + int(rng.integers(0, 15))
+        assert list(pooling._inside(window, low, high)) == [j for j in window if low <= j < high]
+
+
+@pytest.mark.parametrize("one", [
+    case("MaxPool", (1, 1, None), kernel_shape=[10**9], pads=[10**9 - 1] * 2), case("MaxPool", (1, 1, 9), kernel_shape=[10**9]),
+    case("AveragePool", (1, 1, None), kernel_shape=[10**9], pads=[10**9 - 1] * 2, count_include_pad=1),
+    case("AveragePool", (1, 1, 9), kernel_shape=[10**9], strides=[10**6], pads=[10**9 - 1] * 2),
+    case("Tile", (2, 3), np.array([2**62, 4])), case("Expand", (1, 3), np.array([2**62, 1, 1])),
+    case("Pad", (2, 3), np.array([0, 2**62, 0, 2**62]), mode="edge"), case("Pad", (1, 2**40), np.array([0, 5, 0, 5]), mode="reflect"),
+], ids=lambda one: one.name)  # fmt: skip
+def test_absurd_sizes_take_no_time_and_no_memory(one: Case) -> None:
+    upper = upper_of(one, "l1").upper
+    least = {"Tile": 2.0**64, "Expand": 2.0**62, "Pad": 2.0**63}.get(one.op, 1.0)
+    assert upper >= (least if one.shape[-1] != 2**40 else 2.0)

@@ -73,7 +73,7 @@ def _tensors(file: _File) -> tuple[dict[str, Tensor], list[LeftOut]]:
     for entry in _header(file):
         dtype = _DTYPES.get(entry.dtype)
         if dtype is None:
-            left_out.append(LeftOut(entry.name, f"dtype {entry.dtype} is not supported"))
+            left_out.append(LeftOut(entry.name, f"dtype {entry.dtype} is not supported", len(entry.shape) > 1))
         else:
             place = (str(file.path), entry.begin, entry.name if entry.begin == entry.end else "")
             load = _loader(file, entry, dtype)

@@ -15,7 +15,7 @@ from snaudit.report.runs import Run, fold, wrapper_of
 
 if TYPE_CHECKING:
     from snaudit.bound import Bound
-    from snaudit.findings import Finding, Gap, LayerResult, ModelCard, NetworkResult, Report
+    from snaudit.findings import Finding, Gap, LayerResult, NetworkResult, Report
 
 _STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
 _FEW = 3

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import numpy as np
+
 from snaudit import joint
 from snaudit.bound import Bound, scaled
 from snaudit.broadcasting import dims, spread
@@ -33,6 +35,12 @@ def _operator(step: Step) -> Bound:
     return step.operator
 
 
+def _check_bias(step: Step) -> None:
+    bias = None if 2 in step.varying else step.constant(2)
+    if bias is not None and bias.dtype.kind == "f" and not np.isfinite(bias).all():
+        raise Unbounded("the bias is not finite", "repair the weight (NaN or Inf)", "bad-constant")
+
+
 def gemm(step: Step) -> tuple[Value, ...]:
     """|alpha|·‖W‖ times the varying factor's, plus |beta| times C's where C varies.
 
@@ -40,6 +48,7 @@ def gemm(step: Step) -> tuple[Value, ...]:
     is block diagonal with norm ‖W‖. A varying C is copied by broadcasting to Y's shape.
     Two varying factors have no constant.
     """
+    _check_bias(step)
     parts = []
     if 0 in step.varying and 1 in step.varying:
         raise product(step)
@@ -97,6 +106,7 @@ def convolution(step: Step) -> tuple[Value, ...]:
         raise product(step) if 1 in step.varying else Unbounded(
             "the bias depends on the network's input", "add it in an Add node", "varying-parameter"
         )
+    _check_bias(step)
     return (through(step.data(), _operator(step)),)
 
 

@@ -43,6 +43,7 @@ def batch_normalization(step: Step) -> tuple[Value, ...]:
     if trains:
         raise Unbounded(f"BatchNormalization {_STATISTICS}", "export the model in eval mode", "training-mode")
     scale, variance = _constant(step, 1, "the scale"), _constant(step, 4, "the variance")
+    _constant(step, 2, "the shift"), _constant(step, 3, "the mean")
     floor = variance + float(step.attribute("epsilon", DEFAULT_EPSILON))
     if (floor <= 0).any():
         raise Unbounded("var + ε is not positive", "repair the running variance", "bad-constant")

@@ -13,6 +13,7 @@ from snaudit.gains import copies, means, non_negative, outward
 from snaudit.rules.interface import Row, Step, Unbounded, Value, jumping, through
 
 _DENSE = 400  # an axis longer than this is bounded by its sums, not by its matrix
+_WIDEST = 64  # a window wider than this is bounded by how many cover an entry, where the size is unknown
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,15 @@ class _Axis:
     @property
     def extent(self) -> int:
         return self.dilation * (self.kernel - 1) + 1
+
+    @property
+    def overlap(self) -> int:
+        """The most windows over one entry at any size: taps t with d·t ≡ r (mod s) for one r."""
+        return -(-self.kernel // (self.stride // math.gcd(self.stride, self.dilation)))
+
+    def counts(self, size: int | None) -> bool:
+        """Whether the axis is short enough to be looked at window by window."""
+        return size is not None and size <= _DENSE and self.begin + self.end <= 4 * _DENSE
 
     def windows(self, size: int) -> tuple[list[range], int, int]:
         """The positions of each window over an axis of `size` entries, and the pads before and after."""
@@ -52,7 +62,7 @@ class _Axis:
         An entry sees only the windows over it, each within `extent` of it; beyond two extents and
         a stride a longer axis only adds interior. The sizes cover each remainder by the stride.
         """
-        if size is not None and size <= _DENSE:
+        if self.counts(size):
             return iter((size,))
         return iter(range(1, 3 * self.extent + 3 * self.stride + self.begin + self.end + 2))
 
@@ -90,13 +100,20 @@ def _cover(step: Step) -> int:
 
 
 def _axis_cover(axis: _Axis, size: int | None) -> int:
-    if size is None or size > _DENSE:  # taps t with d·t ≡ r (mod s): at most one window for each
-        return max(np.bincount([axis.dilation * t % axis.stride for t in range(axis.kernel)]))
+    if not axis.counts(size):
+        return axis.overlap
     windows, _, _ = axis.windows(size)
     counts = np.zeros(size, int)
     for window in windows:
-        counts[[j for j in window if 0 <= j < size]] += 1
+        counts[_inside(window, 0, size)] += 1
     return int(counts.max(initial=0))
+
+
+def _inside(window: range, low: int, high: int) -> range:
+    """The window's positions in [low, high)."""
+    first = max(0, -((window.start - low) // window.step))
+    last = max(0, -((window.start - high) // window.step))
+    return window[first:last]
 
 
 def max_pool(step: Step) -> tuple[Value, ...]:
@@ -126,7 +143,9 @@ def average_pool(step: Step) -> tuple[Value, ...]:
 
 
 def _axis_average(axis: _Axis, size: int | None, include: bool, step: Step) -> Bound:
-    exact = size is not None and size <= _DENSE
+    exact = axis.counts(size)
+    if not exact and axis.extent + axis.begin + axis.end > _WIDEST:
+        return copies(axis.overlap, step.norm)  # a mean is at most the maximum
     largest = 0.0
     for n in axis.sizes(size):
         matrix = _average_matrix(axis, n, include)
@@ -143,8 +162,8 @@ def _average_matrix(axis: _Axis, size: int, include: bool) -> np.ndarray:
     windows, begin, end = axis.windows(size)
     matrix = np.zeros((len(windows), size))
     for row, window in enumerate(windows):
-        inside = [j for j in window if 0 <= j < size]
-        counted = sum(-begin <= j < size + end for j in window) if include else len(inside)
+        inside = _inside(window, 0, size)
+        counted = len(_inside(window, -begin, size + end)) if include else len(inside)
         matrix[row, inside] = 1.0 / max(1, counted)
     return matrix
 

@@ -16,6 +16,9 @@ from snaudit.gains import copies
 from snaudit.rules.interface import CONSTANT, Row, Step, Unbounded, Value, through
 
 
+_MOST_INDICES = 1 << 22  # beyond it, counting index tuples takes too much memory
+
+
 def selection(step: Step) -> tuple[Value, ...]:
     """The input's own for every output: entries are moved or dropped, none is repeated.
 
@@ -88,7 +91,7 @@ def gather_elements(step: Step) -> tuple[Value, ...]:
     """√m (l2), m (l1), 1 (linf) times the data's, m how often one entry is taken, counted."""
     indices, shape = step.constant(1), step.shape(0)
     axis = int(step.attribute("axis", 0))
-    if indices is None or shape is None or shape[axis] is None:
+    if indices is None or indices.size > _MOST_INDICES or shape is None or shape[axis] is None:
         return _counted(step, None, "the index or the axis' size")
     axis %= len(shape)
     places = list(np.indices(indices.shape))
@@ -100,7 +103,7 @@ def gather_nd(step: Step) -> tuple[Value, ...]:
     """√m (l2), m (l1), 1 (linf) times the data's, m how often one index tuple occurs, counted."""
     indices, shape = step.constant(1), step.shape(0)
     batch = int(step.attribute("batch_dims", 0))
-    if indices is None or shape is None or indices.ndim == 0:
+    if indices is None or indices.size > _MOST_INDICES or shape is None or indices.ndim == 0:
         return _counted(step, None, "the index")
     depth = indices.shape[-1]
     sizes = shape[batch : batch + depth]
@@ -131,8 +134,9 @@ def scatter(step: Step) -> tuple[Value, ...]:
 def pad(step: Step) -> tuple[Value, ...]:
     """√m (l2), m (l1), 1 (linf) times the input's, m the copies of one entry, multiplied over the axes.
 
-    constant: 1. reflect, edge, wrap on an axis of known size: counted, and attained; otherwise
-    1 + begin + end, since each padding entry copies one. Negative pads crop.
+    constant: 1. reflect, edge, wrap on an axis of known size: counted, and attained. Otherwise
+    1 + begin + end, since each padding entry copies one; for reflect 1 and one for each padded side,
+    since runtimes refuse to reflect more than the axis holds. Negative pads crop.
     """
     mode = step.attribute("mode", "constant")
     if mode == "constant":
@@ -157,8 +161,10 @@ def pad(step: Step) -> tuple[Value, ...]:
 
 def _pad_copies(mode: str, begin: int, end: int, size: int | None) -> int:
     most = 1 + begin + end
+    if mode == "reflect":
+        most = 1 + (begin > 0) + (end > 0)
     if size and begin + end < 10_000 and mode in ("reflect", "edge", "wrap"):
-        padded = np.pad(np.arange(min(size, most + 2 * most)), (begin, end), mode=mode)
+        padded = np.pad(np.arange(min(size, 3 * (1 + begin + end))), (begin, end), mode=mode)
         return int(np.bincount(padded).max())
     return most
 
@@ -183,7 +189,7 @@ def expand(step: Step) -> tuple[Value, ...]:
 def tile(step: Step) -> tuple[Value, ...]:
     """√m (l2), m (l1), 1 (linf) times the input's, m the product of the repeats."""
     repeats = step.constant(1) if step.opset >= 6 else None
-    return _counted(step, None if repeats is None else int(np.prod(repeats)), "the number of repeats")
+    return _counted(step, None if repeats is None else math.prod(int(r) for r in repeats.ravel()), "the number of repeats")
 
 
 def _no_rule(step: Step) -> tuple[Value, ...]:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from snaudit.bound import Bound, Grade, Norm
-from snaudit.linear import AnyMap, BlockDiagonal, Convolution, Dense, LowRank
+from snaudit.linear import AnyMap, BlockDiagonal, Convolution, LowRank
 from snaudit.rounding import SAFE, TINY, U, exponent_of, frobenius_up, gamma, norm_enclosed, scale, unscale
 from snaudit.sigma.interface import Method, Options, PowerEstimate
 

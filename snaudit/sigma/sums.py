@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from snaudit.bound import Bound, Grade, Norm
-from snaudit.linear import AnyMap, BlockDiagonal, Convolution, Dense, LowRank, flat
+from snaudit.linear import AnyMap, BlockDiagonal, Convolution, LowRank, flat
 from snaudit.rounding import SAFE, TINY, exponent_of, gamma, scale, unscale
 from snaudit.sigma.interface import Method, Options
 

@@ -63,4 +63,3 @@ def spread(own: Sequence[Dim] | None, others: Sequence[Sequence[Dim] | None]) ->
         else:
             meets.append(" and ".join(str(d or "?") for d in (mine, *against)))
     return Spread(count, tuple(axes), tuple(meets))
-

@@ -1,8 +1,9 @@
 """How values of one graph combine: stacked into one, or added. The only place for disjoint sources.
 
 Each value is a function of the joint real input x = (x_s) over sources s; it depends only on its
-own `sources`. Pieces of one split value are handled alike. Write a, b for the distances of two inputs restricted to disjoint sets A, B of
-sources; the distance of the joint inputs is at least ‖(a, b)‖ in the audit's norm.
+own `sources`. Pieces of one split value are handled alike. Write a, b for the distances of two inputs
+restricted to disjoint sets A, B of sources; the distance of the joint inputs is at least ‖(a, b)‖ in
+the audit's norm.
 """
 
 from __future__ import annotations

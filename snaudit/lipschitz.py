@@ -16,7 +16,9 @@ from snaudit.rules.interface import CONSTANT, Step, Unbounded, Value
 
 __all__ = ["Composition", "Shortcut", "compose"]
 
-RANDOM = frozenset({"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial"})
+RANDOM = frozenset(
+    {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial"}
+)
 SHAPE_ONLY = frozenset({"Shape", "Size"})
 _EVAL = "export the model in eval mode, or take the randomness out of it"
 _MALFORMED = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
@@ -160,7 +162,9 @@ def _root(walk: _Walk, value: ir.Value) -> Value:
         return CONSTANT
     name = value.name or "?"
     if value not in walk.inputs:  # a cycle, or a value that nothing makes
-        walk.gaps[value] = Gap("malformed", name, "graph", "a value that is used before it is made", "repair the model")
+        walk.gaps[value] = Gap(
+            "malformed", name, "graph", "a value that is used before it is made", "repair the model"
+        )
         return Value(UNBOUNDED, frozenset({f"<{name}>"}))
     if value.type is not None and not isinstance(value.type, ir.TensorType):
         reason = "a graph input that is no tensor (a sequence or an optional)"
@@ -223,7 +227,8 @@ def _judge(walk: _Walk, node: ir.Node, reads: list[ir.Value], known: list[Value]
     """The Values of a node's outputs. Raises Unbounded."""
     op, domain = node.op_type, "" if _default(node) else node.domain
     if any(key[0] in (node.domain, domain) and key[1] == op for key in walk.model.functions):
-        raise Unbounded("a function of the model's own is not looked into yet", "inline the model's functions", "no-rule")
+        reason = "a function of the model's own is not looked into yet"
+        raise Unbounded(reason, "inline the model's functions", "no-rule")
     nested = [n for graph in _bodies(node) for n in ir.traversal.RecursiveGraphIterator(graph)]
     if any(_default(n) and n.op_type in RANDOM for n in (node, *nested) if op != "If"):
         raise Unbounded(f"{op} is random: it has no one value", _EVAL, "random")
@@ -242,10 +247,9 @@ def _judge(walk: _Walk, node: ir.Node, reads: list[ir.Value], known: list[Value]
         sources = frozenset().union(*(value.sources for value in varying))
         return (Value(UNBOUNDED, sources, jumps=jumps[0]),) * len(node.outputs)
     if jumps:
+        reason = f"{op} uses {jumps[0]}, a step function of the network's input"
         raise Unbounded(
-            f"{op} uses {jumps[0]}, a step function of the network's input",
-            "replace the step by a continuous function, or take it out of the model",
-            "step",
+            reason, "replace the step by a continuous function, or take it out of the model", "step"
         )
     inputs = tuple(None if v is None else _value(walk, v) for v in node.inputs)
     opset = walk.model.graph.opset_imports.get(domain) or walk.model.graph.opset_imports.get("ai.onnx", 0)
@@ -273,7 +277,9 @@ def _shapes_by_data(walk: _Walk, node: ir.Node, reads: Iterable[ir.Value], gap: 
 
 def _unknown(node: ir.Node, op: str, domain: str) -> Unbounded:
     if not domain and op in ("Loop", "Scan"):
-        return Unbounded(f"{op} repeats its body", "export with a fixed number of steps, unrolled", "control-flow")
+        return Unbounded(
+            f"{op} repeats its body", "export with a fixed number of steps, unrolled", "control-flow"
+        )
     name = f"{domain}.{op}" if domain else op
     return Unbounded(f"no rule for {name}", "use standard ONNX ops, or write a rule (docs)", "no-rule")
 
@@ -294,8 +300,8 @@ def _constant(walk: _Walk, node: ir.Node) -> tuple[Value, ...]:
 def _chosen(walk: _Walk, node: ir.Node) -> tuple[Value, ...]:
     """An If whose condition does not vary: the larger of the branches that may run."""
     if not _value(walk, node.inputs[0]).is_constant:
-        raise Unbounded("a condition that depends on the network's input switches between two functions",
-                        "take the condition out of the model", "control-flow")  # fmt: skip
+        reason = "a condition that depends on the network's input switches between two functions"
+        raise Unbounded(reason, "take the condition out of the model", "control-flow")
     branches = [[_value(walk, value) for value in graph.outputs] for graph in _branches(walk, node)]
     return tuple(_larger(pair) for pair in zip(*branches, strict=True))
 
@@ -315,16 +321,19 @@ def _conclude(walk: _Walk, order: list[ir.Node]) -> Composition:
     reached = _reached(walk, graph.outputs)
     gaps = [walk.gaps[v] for v in reached if v.producer() is None and v in walk.gaps]
     for node in order:
-        gaps += [walk.gaps[o] for o in node.outputs if o in reached and o in walk.gaps and o not in walk.taken]
+        gaps += [
+            walk.gaps[o] for o in node.outputs if o in reached and o in walk.gaps and o not in walk.taken
+        ]
     stacked = joint.stack(finals, walk.norm)
     bound = stacked.lip
-    if not any(not value.is_constant for value in finals):
-        gaps.append(Gap("no-real-input", graph.name or "graph", "graph", "no output depends on a real-valued input",
-                        "audit the part of the model after its integer inputs"))  # fmt: skip
+    name = graph.name or "graph"
+    if all(value.is_constant for value in finals):
+        reason = "no output depends on a real-valued input"
+        gaps.append(Gap("no-real-input", name, "graph", reason, "audit the part after its integer inputs"))
         bound = UNBOUNDED
     if not bound.bounded and not gaps:
-        gaps.append(Gap("overflow", graph.name or "graph", "graph", "the bound exceeds the largest float64",
-                        "look at the layers with the largest norms"))  # fmt: skip
+        reason = "the bound exceeds the largest float64"
+        gaps.append(Gap("overflow", name, "graph", reason, "look at the layers with the largest norms"))
     return Composition(
         bound if bound.bounded else UNBOUNDED,
         tuple((o.name or "?", f.lip) for o, f in zip(graph.outputs, finals, strict=True)),
@@ -378,7 +387,9 @@ def _assumptions(
     if len(graph.outputs) > 1:
         found.append(f"the {len(graph.outputs)} outputs count together: one norm over all of them")
     for node in order:
-        found += [s for o in node.outputs if o in reached and o not in walk.taken for s in walk.values[o].assumes]
+        found += [
+            s for o in node.outputs if o in reached and o not in walk.taken for s in walk.values[o].assumes
+        ]
     return tuple(dict.fromkeys(found))
 
 

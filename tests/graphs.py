@@ -17,7 +17,11 @@ from snaudit.bound import NORMS, Bound, Norm, at_most
 from snaudit.lipschitz import Composition, Shortcut
 
 Function = Callable[[np.ndarray], np.ndarray]
-KINDS = {"float64": onnx.TensorProto.DOUBLE, "float32": onnx.TensorProto.FLOAT, "int64": onnx.TensorProto.INT64}
+KINDS = {
+    "float64": onnx.TensorProto.DOUBLE,
+    "float32": onnx.TensorProto.FLOAT,
+    "int64": onnx.TensorProto.INT64,
+}
 
 
 def make_model(
@@ -43,7 +47,11 @@ def make_model(
         [onnx.ValueInfoProto(name=name) for name in outputs],
         [numpy_helper.from_array(stored(array), name) for name, array in weights.items()],
     )
-    imports = [helper.make_opsetid("", opset), helper.make_opsetid("com.microsoft", 1), helper.make_opsetid("own", 1)]
+    imports = [
+        helper.make_opsetid("", opset),
+        helper.make_opsetid("com.microsoft", 1),
+        helper.make_opsetid("own", 1),
+    ]
     return helper.make_model(graph, opset_imports=imports, ir_version=10, functions=list(functions))
 
 
@@ -52,20 +60,27 @@ def session_of(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
     options.log_severity_level = 4
     options.intra_op_num_threads = 1
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
 
 
 def function_of(model: onnx.ModelProto, fixed: Mapping[str, np.ndarray] = {}) -> tuple[Function, int]:
     """(f, n): the model as a map from R^n to all its outputs, flattened; `fixed` are other inputs."""
     session = session_of(model)
-    shapes = {i.name: (i.shape, np.float64 if "double" in i.type else np.float32) for i in session.get_inputs()
-              if i.name not in fixed}  # fmt: skip
+    shapes = {
+        i.name: (i.shape, np.float64 if "double" in i.type else np.float32)
+        for i in session.get_inputs()
+        if i.name not in fixed
+    }
     sizes = [int(np.prod(shape)) for shape, _ in shapes.values()]
     ends = np.cumsum([0, *sizes])
 
     def function(x: np.ndarray) -> np.ndarray:
-        feed = {name: x[a:b].reshape(shape).astype(kind)
-                for (name, (shape, kind)), a, b in zip(shapes.items(), ends, ends[1:])}  # fmt: skip
+        feed = {
+            name: x[a:b].reshape(shape).astype(kind)
+            for (name, (shape, kind)), a, b in zip(shapes.items(), ends, ends[1:], strict=False)
+        }
         return np.concatenate([y.astype(np.float64).ravel() for y in session.run(None, {**feed, **fixed})])
 
     return function, int(ends[-1])

@@ -13,6 +13,7 @@ from snaudit import joint, lipschitz
 from snaudit.bound import NORMS, Grade, Norm, at_most, exactly
 from snaudit.lipschitz import Shortcut
 from snaudit.rules.interface import CONSTANT, Value
+from snaudit.rules.pointwise import GELU_TANH
 
 ROUNDING = 1e-9
 DIFFERENCES = 1e-6
@@ -83,6 +84,54 @@ def test_an_unknown_op_on_the_path_always_ends_the_bound(seed: int) -> None:
             assert op == "Mystery" or not others
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_a_small_image_network_against_pairs_and_jacobians(seed: int) -> None:
+    """Convolution, norm, pooling with overlap, a residual, resizing, a concatenation, and a head."""
+    rng = np.random.default_rng(seed)
+    weights = {
+        "k1": rng.standard_normal((3, 2, 3, 3)),
+        "k2": rng.standard_normal((3, 3, 3, 3)),
+        "g": rng.standard_normal(3),
+        "b": np.zeros(3),
+        "v": rng.uniform(0.2, 2, 3),
+        "w": rng.standard_normal((54, 5)) / 9,
+        "r": np.array([]),
+        "to": np.array([1, 3, 3, 3]),
+    }
+    nodes = [
+        node("Conv", "x k1", "a", pads=[1, 1, 1, 1]),
+        node("BatchNormalization", "a g b b v", "n"),
+        node("Relu", "n", "h"),
+        node("Conv", "h k2", "c", pads=[1, 1, 1, 1]),
+        node("Add", "c h", "s"),
+        node("Tanh", "s", "t"),
+        node("MaxPool", "t", "p", kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1]),
+        node("Resize", "t r - to", "u", mode="linear"),
+        node("Concat", "p u", "j", axis=1),
+        node("Flatten", "j", "f"),
+        node("Gemm", "f w", "y", alpha=0.5),
+    ]
+    model = make_model(nodes, {"x": [1, 2, 5, 5]}, weights, dtype="float32")
+    norms = {"y": norms_of(weights["w"].astype("float32"))}
+    for name, kernel, channels in (("a", "k1", 2), ("c", "k2", 3)):
+        alone = node("Conv", f"x {kernel}", "y", pads=[1, 1, 1, 1])
+        single = make_model([alone], {"x": [1, channels, 5, 5]}, {kernel: weights[kernel]}, dtype="float32")
+        function, n = function_of(single)
+        matrix = jacobian(function, np.zeros(n), 0.5)
+        norms[name] = {norm: gain(matrix, norm) * (1 + 1e-5) for norm in NORMS}
+    function, n = function_of(model)
+    for norm in NORMS:
+        found = composed(model, norm, norms)
+        assert (
+            not found.gaps and {"layer a", "layer c", "layer y", "at n"} <= dict(found.contributions).keys()
+        )
+        for scale in (0.1, 1.0, 5.0):
+            x, move = rng.standard_normal((2, n))
+            ratio = size(function(x + scale * move) - function(x), norm) / size(scale * move, norm)
+            assert ratio <= found.bound.upper * (1 + 1e-3)
+        assert gain(jacobian(function, rng.standard_normal(n), 0.01), norm) <= found.bound.upper
+
+
 def _reached(model: onnx.ModelProto) -> set[str]:
     """The intermediate values that the output depends on and that depend on an input, but the output."""
     makers = {name: n for n in model.graph.node for name in n.output}
@@ -97,17 +146,27 @@ def _reached(model: onnx.ModelProto) -> set[str]:
 
 def test_all_gaps_are_found_and_only_those_that_count() -> None:
     nodes = [
-        node("Exp", "x", "a"), node("Relu", "a", "b"), node("Mystery", "b", "c", "own"), node("Mul", "c x", "d"),
-        node("Log", "x", "unused"), node("Add", "d x", "y"),
-    ]  # fmt: skip
+        node("Exp", "x", "a"),
+        node("Relu", "a", "b"),
+        node("Mystery", "b", "c", "own"),
+        node("Mul", "c x", "d"),
+        node("Log", "x", "unused"),
+        node("Add", "d x", "y"),
+    ]
     found = composed(make_model(nodes, {"x": [2, 3]}))
-    assert places(found) == [("needs-range", "at a", "Exp"), ("no-rule", "at c", "Mystery"), ("product", "at d", "Mul")]
+    assert places(found) == [
+        ("needs-range", "at a", "Exp"),
+        ("no-rule", "at c", "Mystery"),
+        ("product", "at d", "Mul"),
+    ]
     assert not found.bound.bounded and all(gap.reason and gap.remedy for gap in found.gaps)
 
 
 def test_a_bound_beyond_float64_says_so() -> None:
     nodes = [node("MatMul", "x w", "a"), node("MatMul", "a w", "y")]
-    found = composed(make_model(nodes, {"x": [1, 4]}, {"w": W}), "l2", dict.fromkeys("ay", dict.fromkeys(NORMS, 1e200)))
+    found = composed(
+        make_model(nodes, {"x": [1, 4]}, {"w": W}), "l2", dict.fromkeys("ay", dict.fromkeys(NORMS, 1e200))
+    )
     assert places(found) == [("overflow", "g", "graph")] and not found.bound.bounded
 
 
@@ -123,8 +182,11 @@ def test_disjoint_inputs_combine_tighter(norm: Norm) -> None:
     weights = {"u": 3.0 * np.eye(2), "v": 4.0 * np.eye(2)}
     norms = {"a": norms_of(weights["u"]), "b": norms_of(weights["v"])}
     branches = [node("MatMul", "x u", "a"), node("MatMul", "z v", "b")]
-    for op, expected in (("Concat", {"l2": 4, "l1": 4, "linf": 4}), ("Add", {"l2": 5, "l1": 4, "linf": 7}),
-                         ("Max", {"l2": 4, "l1": 4, "linf": 4})):  # fmt: skip
+    for op, expected in (
+        ("Concat", {"l2": 4, "l1": 4, "linf": 4}),
+        ("Add", {"l2": 5, "l1": 4, "linf": 7}),
+        ("Max", {"l2": 4, "l1": 4, "linf": 4}),
+    ):
         last = node(op, "a b", "y", **({"axis": 1} if op == "Concat" else {}))
         model = make_model([*branches, last], {"x": [1, 2], "z": [1, 2]}, weights)
         found = composed(model, norm, norms)
@@ -138,12 +200,18 @@ def test_disjoint_inputs_combine_tighter(norm: Norm) -> None:
 
 def test_groups_of_overlapping_sources() -> None:
     a, b, c = (Value(exactly(float(k)), frozenset(s)) for k, s in ((3, "p"), (4, "q"), (12, "pr")))
-    for norm, stacked, summed in (("l2", (9 + 144) ** 0.5, (225 + 16) ** 0.5), ("l1", 15, 15), ("linf", 12, 19)):
+    for norm, stacked, summed in (
+        ("l2", (9 + 144) ** 0.5, (225 + 16) ** 0.5),
+        ("l1", 15, 15),
+        ("linf", 12, 19),
+    ):
         assert joint.stack((a, b, c, CONSTANT), norm).lip.upper == pytest.approx(stacked, rel=1e-12)
         assert joint.add((a, b, c), norm).lip.upper == pytest.approx(summed, rel=1e-12)
     assert joint.add((), "l2") == CONSTANT and joint.stack((CONSTANT,), "l1") == CONSTANT
     bridge = Value(exactly(1.0), frozenset("pq"))
-    assert joint.stack((a, b, bridge), "l2").lip.upper == pytest.approx(26**0.5, rel=1e-12), "all share through it"
+    assert joint.stack((a, b, bridge), "l2").lip.upper == pytest.approx(26**0.5, rel=1e-12), (
+        "all share through it"
+    )
 
 
 def test_several_outputs_count_together() -> None:
@@ -151,7 +219,9 @@ def test_several_outputs_count_together() -> None:
     found = composed(make_model(nodes, {"x": [1, 4]}, {"w": W}, ["a", "b", "c"]), "l2", {"a": norms_of(W)})
     top = np.linalg.norm(W, 2)
     assert [name for name, _ in found.outputs] == ["a", "b", "c"]
-    assert found.bound.upper == pytest.approx(np.hypot(top, 1.0), rel=1e-9) and found.outputs[2][1].upper == 0.0
+    assert (
+        found.bound.upper == pytest.approx(np.hypot(top, 1.0), rel=1e-9) and found.outputs[2][1].upper == 0.0
+    )
     assert any("3 outputs" in text for text in found.assumptions)
     assert ("layer a", pytest.approx(top)) in found.contributions
 
@@ -163,7 +233,12 @@ def test_steps_are_fine_where_they_are_not_used(op: str, outputs: str) -> None:
     step = node(op, args, outputs)
     inner = [step, node("MatMul", "x w", "y")]
     assert composed(make_model(inner, {"x": [1, 4]}, weights), "l2", {"y": norms_of(W)}).bound.bounded
-    used = [step, node("Cast", "k", "f", to=TensorProto.DOUBLE), node("Mul", "f f", "g"), node("Add", "g x", "y")]
+    used = [
+        step,
+        node("Cast", "k", "f", to=TensorProto.DOUBLE),
+        node("Mul", "f f", "g"),
+        node("Add", "g x", "y"),
+    ]
     found = composed(make_model(used, {"x": [1, 4]}, weights))
     where = step.name
     assert places(found) == [("step", "at y", "Add")] and where in found.gaps[0].reason
@@ -175,47 +250,73 @@ def test_steps_are_fine_where_they_are_not_used(op: str, outputs: str) -> None:
     if op == "ArgMax":
         gathered = composed(make_model([step, node("Gather", "x k")], {"x": [1, 4]}, weights))
         assert places(gathered) == [("step", "at y", "Gather")]
-        looked_up = composed(make_model([step, node("Gather", "w k", "g"), node("Add", "g x")], {"x": [1, 4]}, weights))
+        looked_up = composed(
+            make_model([step, node("Gather", "w k", "g"), node("Add", "g x")], {"x": [1, 4]}, weights)
+        )
         assert places(looked_up) == [("step", "at y", "Add")]
 
 
 def test_shape_arithmetic_carries_no_slope() -> None:
     nodes = [
-        node("Shape", "x", "s"), node("Gather", "s zero", "n", axis=0), node("Concat", "n rest", "t", axis=0),
-        node("MatMul", "x w", "h"), node("Reshape", "h t", "y"),
-    ]  # fmt: skip
+        node("Shape", "x", "s"),
+        node("Gather", "s zero", "n", axis=0),
+        node("Concat", "n rest", "t", axis=0),
+        node("MatMul", "x w", "h"),
+        node("Reshape", "h t", "y"),
+    ]
     weights = {"w": W, "zero": np.array([0]), "rest": np.array([2, 2])}
     found = composed(make_model(nodes, {"x": ["n", 4]}, weights), "l2", {"h": norms_of(W)})
     assert not found.gaps and found.bound.upper == pytest.approx(np.linalg.norm(W, 2), rel=1e-9)
     assert found.assumptions == ()
 
 
-@pytest.mark.parametrize(("op", "attributes"), [
-    ("RandomNormalLike", {}), ("RandomUniformLike", {}), ("Bernoulli", {}), ("RandomNormal", {"shape": [1, 4]}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("op", "attributes"),
+    [
+        ("RandomNormalLike", {}),
+        ("RandomUniformLike", {}),
+        ("Bernoulli", {}),
+        ("RandomNormal", {"shape": [1, 4]}),
+    ],
+)
 def test_randomness_is_a_gap_even_on_constants(op: str, attributes: dict) -> None:
     nodes = [node(op, "" if "shape" in attributes else "w", "r", **attributes), node("Add", "x r", "y")]
     found = composed(make_model(nodes, {"x": [4, 4]}, {"w": W}))
     assert places(found) == [("random", "at r", op)]
-    alone = composed(make_model([node("Dropout", "w ratio on", "r"), node("Add", "x r", "y")], {"x": [4, 4]},
-                                {"w": W, "ratio": np.array(0.5), "on": np.array(True)}))  # fmt: skip
+    alone = composed(
+        make_model(
+            [node("Dropout", "w ratio on", "r"), node("Add", "x r", "y")],
+            {"x": [4, 4]},
+            {"w": W, "ratio": np.array(0.5), "on": np.array(True)},
+        )
+    )
     assert places(alone) == [("random", "at r", "Dropout")]
 
 
 def test_integer_inputs_are_held_and_embeddings_are_where_the_bound_starts() -> None:
     nodes = [
-        node("Gather", "table ids", "e"), node("Gather", "places order", "p"), node("Add", "e p", "h"),
-        node("Cast", "mask", "m", to=TensorProto.DOUBLE), node("Add", "h m", "k"), node("MatMul", "k w", "y"),
-    ]  # fmt: skip
-    weights = {"table": RNG.standard_normal((9, 4)), "places": RNG.standard_normal((3, 4)), "w": W,
-               "order": np.arange(3)}  # fmt: skip
+        node("Gather", "table ids", "e"),
+        node("Gather", "places order", "p"),
+        node("Add", "e p", "h"),
+        node("Cast", "mask", "m", to=TensorProto.DOUBLE),
+        node("Add", "h m", "k"),
+        node("MatMul", "k w", "y"),
+    ]
+    weights = {
+        "table": RNG.standard_normal((9, 4)),
+        "places": RNG.standard_normal((3, 4)),
+        "w": W,
+        "order": np.arange(3),
+    }
     inputs = {"ids": [3], "mask": [3, 1]}
     kinds = {"ids": "int64", "mask": "int64"}
     model = make_model(nodes, inputs, weights, kinds=kinds)
     found = composed(model, "l2", {"y": norms_of(W)})
     assert not found.gaps and found.bound.upper == pytest.approx(np.linalg.norm(W, 2), rel=1e-9)
-    assert found.assumptions == ("the integer inputs ids, mask are held fixed",
-                                 "the bound starts at the output of the embedding at e")  # fmt: skip
+    assert found.assumptions == (
+        "the integer inputs ids, mask are held fixed",
+        "the bound starts at the output of the embedding at e",
+    )
     scaled = make_model([*nodes[:4], node("Mul", "h m", "y")], inputs, weights, kinds=kinds)
     assert places(composed(scaled)) == [("unknown-constant", "at y", "Mul")]
     both = make_model([*nodes[:3], node("Add", "h x", "y")], inputs | {"x": [3, 4]}, weights, kinds=kinds)
@@ -233,8 +334,11 @@ def test_an_if_takes_the_larger_branch_and_sees_outer_values() -> None:
     other = branch("else", [node("Neg", "x", "o")])
     deciding = {"flag": np.array(True), "no": np.array(False)}
     for condition, expected in (("flag", np.linalg.norm(W, 2)), ("no", 1.0), ("wide", np.linalg.norm(W, 2))):
-        size_of = [node("Shape", "x", "s"), node("ReduceMax", "s", "b", keepdims=0),
-                   node("Cast", "b", "wide", to=TensorProto.BOOL)]  # fmt: skip
+        size_of = [
+            node("Shape", "x", "s"),
+            node("ReduceMax", "s", "b", keepdims=0),
+            node("Cast", "b", "wide", to=TensorProto.BOOL),
+        ]
         chosen = node("If", condition, "i", then_branch=then, else_branch=other)
         model = make_model([*size_of, chosen, node("Neg", "i")], {"x": [4, 4]}, {"w": W} | deciding)
         graph = read(model)
@@ -247,27 +351,46 @@ def test_an_if_takes_the_larger_branch_and_sees_outer_values() -> None:
 
 def test_control_flow_that_depends_on_data_is_a_gap() -> None:
     body = branch("then", [node("Neg", "x", "o")])
-    nodes = [node("ReduceMax", "x", "m", keepdims=0), node("Greater", "m zero", "c"),
-             node("If", "c", "y", then_branch=body, else_branch=branch("else", [node("Abs", "x", "o")]))]  # fmt: skip
+    nodes = [
+        node("ReduceMax", "x", "m", keepdims=0),
+        node("Greater", "m zero", "c"),
+        node("If", "c", "y", then_branch=body, else_branch=branch("else", [node("Abs", "x", "o")])),
+    ]
     found = composed(make_model(nodes, {"x": [4]}, {"zero": np.array(0.0)}))
     assert places(found) == [("control-flow", "at y", "If")]
     loop = helper.make_graph(
-        [node("Identity", "go", "go_on"), node("Mul", "x x", "o")], "body",
-        [helper.make_tensor_value_info("i", TensorProto.INT64, []), helper.make_tensor_value_info("go", TensorProto.BOOL, [])],
-        [helper.make_tensor_value_info("go_on", TensorProto.BOOL, []), helper.make_tensor_value_info("o", TensorProto.DOUBLE, [4])],
-    )  # fmt: skip
-    captured = make_model([node("Loop", "trips yes", "s", body=loop), node("Add", "s x")], {"x": [4]},
-                          {"trips": np.array(3), "yes": np.array(True)})  # fmt: skip
-    assert places(composed(captured)) == [("control-flow", "at s", "Loop")], "its inputs are constant, its body's are not"
+        [node("Identity", "go", "go_on"), node("Mul", "x x", "o")],
+        "body",
+        [
+            helper.make_tensor_value_info("i", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go", TensorProto.BOOL, []),
+        ],
+        [
+            helper.make_tensor_value_info("go_on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("o", TensorProto.DOUBLE, [4]),
+        ],
+    )
+    captured = make_model(
+        [node("Loop", "trips yes", "s", body=loop), node("Add", "s x")],
+        {"x": [4]},
+        {"trips": np.array(3), "yes": np.array(True)},
+    )
+    assert places(composed(captured)) == [("control-flow", "at s", "Loop")], (
+        "its inputs are constant, its body's are not"
+    )
 
 
 def test_functions_sequences_and_odd_graphs_are_gaps() -> None:
-    own = helper.make_function("own", "Relu", ["a"], ["b"], [node("Exp", "a", "b")], [helper.make_opsetid("", 17)])
+    own = helper.make_function(
+        "own", "Relu", ["a"], ["b"], [node("Exp", "a", "b")], [helper.make_opsetid("", 17)]
+    )
     found = composed(make_model([node("Relu", "x", "y", "own")], {"x": [4]}, functions=[own]))
     assert places(found) == [("no-rule", "at y", "Relu")]
     packed = [node("SequenceConstruct", "x x", "s"), node("SequenceAt", "s zero", "y")]
     assert [gap.op for gap in composed(make_model(packed, {"x": [4]}, {"zero": np.array(0)})).gaps] == [
-        "SequenceConstruct", "SequenceAt"]  # fmt: skip
+        "SequenceConstruct",
+        "SequenceAt",
+    ]
     unnamed = helper.make_node("Exp", ["x"], ["y"])
     assert places(composed(make_model([unnamed], {"x": [4]}))) == [("needs-range", "y", "Exp")]
     cycle = ir.from_proto(make_model([node("Relu", "x", "a"), node("Add", "a x", "y")], {"x": [4]}))
@@ -286,7 +409,9 @@ def test_an_unmeasured_or_infinite_layer_is_a_gap() -> None:
 
 
 def shortcut(upper: float, grade: Grade = Grade.PROVED, source: str = "x", output: str = "b"):
-    return lambda values: [Shortcut(values[output], values[source], at_most(upper, "folded", grade), "both layers")]
+    return lambda values: [
+        Shortcut(values[output], values[source], at_most(upper, "folded", grade), "both layers")
+    ]
 
 
 def test_a_shortcut_is_taken_where_it_is_less() -> None:
@@ -315,26 +440,65 @@ def test_a_shortcut_passes_a_gap_but_not_the_one_before_it() -> None:
 
 
 HALF, ROOT2, CUBE, K, ONE = 0.5, float(np.sqrt(2)), 0.044715, float(np.sqrt(2 / np.pi)), 1.0
-SCALARS = {"half": HALF, "root2": ROOT2, "cube": CUBE, "k": K, "one": ONE, "three": 3.0, "six": 6.0, "nil": 0.0, "two": 2.0,
-           "sixth": 1 / 6, "k17": 1.702, "slope": 0.2, "eps": 1e-2}  # fmt: skip
+SCALARS = {
+    "half": HALF,
+    "root2": ROOT2,
+    "cube": CUBE,
+    "k": K,
+    "one": ONE,
+    "three": 3.0,
+    "six": 6.0,
+    "nil": 0.0,
+    "two": 2.0,
+    "sixth": 1 / 6,
+    "k17": 1.702,
+    "slope": 0.2,
+    "eps": 1e-2,
+}
 GELU = [node("Div", "x root2", "a"), node("Erf", "a", "b"), node("Add", "b one", "c")]
-TANH = [node("Pow", "x three", "a"), node("Mul", "cube a", "b"), node("Add", "x b", "c"), node("Mul", "c k", "d"),
-        node("Tanh", "d", "e"), node("Add", "one e", "f")]  # fmt: skip
+TANH = [
+    node("Pow", "x three", "a"),
+    node("Mul", "cube a", "b"),
+    node("Add", "x b", "c"),
+    node("Mul", "c k", "d"),
+    node("Tanh", "d", "e"),
+    node("Add", "one e", "f"),
+]
 WRITTEN_OUT = {
     "silu": ([node("Sigmoid", "x", "a"), node("Mul", "x a", "y")], 1.0998393, 0.99),
-    "quick gelu": ([node("Mul", "x k17", "a"), node("Sigmoid", "a", "b"), node("Mul", "x b", "y")], 1.0998393, 0.99),
+    "quick gelu": (
+        [node("Mul", "x k17", "a"), node("Sigmoid", "a", "b"), node("Mul", "x b", "y")],
+        1.0998393,
+        0.99,
+    ),
     "hardswish": ([node("HardSigmoid", "x", "a", alpha=1 / 6), node("Mul", "a x", "y")], 1.5, 0.99),
-    "relu6 first": ([node("Add", "x three", "a"), node("Clip", "a nil six", "b"), node("Mul", "x b", "c"),
-                     node("Div", "c six", "y")], 1.5, 0.99),
-    "relu6 gate": ([node("Add", "x three", "a"), node("Clip", "a nil six", "b"), node("Mul", "b sixth", "c"),
-                    node("Mul", "c x", "y")], 1.5, 0.99),
+    "relu6 first": (
+        [
+            node("Add", "x three", "a"),
+            node("Clip", "a nil six", "b"),
+            node("Mul", "x b", "c"),
+            node("Div", "c six", "y"),
+        ],
+        1.5,
+        0.99,
+    ),
+    "relu6 gate": (
+        [
+            node("Add", "x three", "a"),
+            node("Clip", "a nil six", "b"),
+            node("Mul", "b sixth", "c"),
+            node("Mul", "c x", "y"),
+        ],
+        1.5,
+        0.99,
+    ),
     "gelu, half last": ([*GELU, node("Mul", "x c", "d"), node("Mul", "d half", "y")], 1.1289042, 0.99),
     "gelu, half first": ([*GELU, node("Mul", "half x", "d"), node("Mul", "d c", "y")], 1.1289042, 0.99),
     "gelu, half inside": ([*GELU, node("Mul", "half c", "d"), node("Mul", "d x", "y")], 1.1289042, 0.99),
     "tanh gelu": ([*TANH, node("Mul", "half x", "g"), node("Mul", "g f", "y")], 1.1290032, 0.99),
     "mish": ([node("Softplus", "x", "a"), node("Tanh", "a", "b"), node("Mul", "x b", "y")], 1.0884983, 0.99),
     "leaky relu": ([node("Mul", "slope x", "a"), node("Max", "a x", "y")], 1.0, 0.99),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", WRITTEN_OUT)
@@ -353,15 +517,18 @@ def test_an_activation_written_out_has_its_own_slope(name: str) -> None:
         assert least * found.bound.upper <= steepest <= found.bound.upper * (1 + rounding)
 
 
-@pytest.mark.parametrize(("nodes", "code"), [
-    ([node("Sigmoid", "z", "a"), node("Mul", "x a")], "product"),
-    ([node("Tanh", "x", "a"), node("Mul", "x a")], "product"),
-    ([node("Neg", "x", "n"), node("Sigmoid", "n", "a"), node("Mul", "x a")], "product"),
-    ([node("Erf", "x", "b"), node("Add", "b two", "c"), node("Mul", "x c")], "product"),
-    ([*TANH[:1], node("Mul", "half a", "b"), *TANH[2:], node("Mul", "x f")], "needs-range"),
-    ([node("Add", "x three", "a"), node("Clip", "a nil", "b"), node("Mul", "x b")], "product"),
-    ([node("Add", "x row", "a"), node("Clip", "a nil six", "b"), node("Mul", "x b")], "product"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("nodes", "code"),
+    [
+        ([node("Sigmoid", "z", "a"), node("Mul", "x a")], "product"),
+        ([node("Tanh", "x", "a"), node("Mul", "x a")], "product"),
+        ([node("Neg", "x", "n"), node("Sigmoid", "n", "a"), node("Mul", "x a")], "product"),
+        ([node("Erf", "x", "b"), node("Add", "b two", "c"), node("Mul", "x c")], "product"),
+        ([*TANH[:1], node("Mul", "half a", "b"), *TANH[2:], node("Mul", "x f")], "needs-range"),
+        ([node("Add", "x three", "a"), node("Clip", "a nil", "b"), node("Mul", "x b")], "product"),
+        ([node("Add", "x row", "a"), node("Clip", "a nil six", "b"), node("Mul", "x b")], "product"),
+    ],
+)
 def test_what_only_looks_like_an_activation_is_a_product(nodes: list[onnx.NodeProto], code: str) -> None:
     weights = {k: np.array(v) for k, v in SCALARS.items()} | {"row": np.arange(4.0)}
     found = composed(make_model(nodes, {"x": [4], "z": [4]}, weights))
@@ -373,7 +540,9 @@ def layer_norm(square: str, divide: str, twice: bool, centred: bool = True) -> l
     nodes = [node("ReduceMean", "x", "m", axes=[-1]), node("Sub", "x m", "d"), node("Sub", "x m", "d2")]
     if not centred:
         nodes, top, below = [], "x", "x"
-    nodes.append(node("Pow", f"{below} two", "q") if square == "Pow" else node("Mul", f"{below} {below}", "q"))
+    nodes.append(
+        node("Pow", f"{below} two", "q") if square == "Pow" else node("Mul", f"{below} {below}", "q")
+    )
     nodes += [node("ReduceMean", "q", "v", axes=[-1]), node("Add", "v eps", "e"), node("Sqrt", "e", "s")]
     if divide == "Div":
         return [*nodes, node("Div", f"{top} s")]
@@ -396,7 +565,9 @@ def test_a_normalization_written_out(square: str, divide: str, twice: bool, cent
         assert norm != "l2" or found.bound.upper <= truth * 1.001
 
 
-@pytest.mark.parametrize("change", ["other axes", "no epsilon", "negative epsilon", "other value", "keepdims"])
+@pytest.mark.parametrize(
+    "change", ["other axes", "no epsilon", "negative epsilon", "other value", "keepdims"]
+)
 def test_what_only_looks_like_a_normalization(change: str) -> None:
     nodes = layer_norm("Pow", "Div", False)
     by_name = {n.output[0]: n for n in nodes}
@@ -411,11 +582,15 @@ def test_what_only_looks_like_a_normalization(change: str) -> None:
     else:
         by_name["v"].attribute.append(helper.make_attribute("keepdims", 0))
     weights = {k: np.array(v) for k, v in SCALARS.items()} | {"minus": np.array(-1.0)}
-    model = make_model(nodes, {"x": [5, 5], "z": [5, 5]} if change == "other value" else {"x": [5, 5]}, weights)
+    model = make_model(
+        nodes, {"x": [5, 5], "z": [5, 5]} if change == "other value" else {"x": [5, 5]}, weights
+    )
     found = composed(model)
     if change == "other axes":
         function, n = function_of(model)
-        truth = max(gain(jacobian(function, RNG.standard_normal(n) * s, 1e-6), "l2") for s in (1e-4, 0.1, 1.0))
+        truth = max(
+            gain(jacobian(function, RNG.standard_normal(n) * s, 1e-6), "l2") for s in (1e-4, 0.1, 1.0)
+        )
         assert truth <= found.bound.upper * (1 + DIFFERENCES) and found.bound.bounded
     else:
         assert not found.bound.bounded and found.gaps
@@ -434,3 +609,19 @@ def test_old_declared_inputs_and_integer_weights_are_constants() -> None:
     found = composed(model, "l2", {"y": norms_of(W)})
     assert found.assumptions == () and found.bound.upper == pytest.approx(np.linalg.norm(W, 2), rel=1e-9)
     assert numpy_helper.to_array(model.graph.initializer[0]).shape == (4, 4)
+
+
+def test_the_constants_of_tanh_gelu_may_be_off_by_a_millionth() -> None:
+    x = np.linspace(-12, 12, 400_001)
+
+    def steepest(k: float, m: float) -> float:
+        inner = np.tanh(k * (x + m * x**3))
+        return float(np.abs(0.5 * (1 + inner) + 0.5 * x * (1 - inner**2) * k * (1 + 3 * m * x**2)).max())
+
+    assert steepest(K, CUBE) <= GELU_TANH
+    for k in (K - 1e-6, K + 1e-6):
+        for m in (CUBE - 1e-6, CUBE + 1e-6):
+            assert abs(steepest(k, m) - steepest(K, CUBE)) < 5e-6
+    off = [node("Mul", "off a", "b") if made.output[0] == "b" else made for made in TANH]
+    model = make_model([*off, node("Mul", "x f")], {"x": [4]}, SCALARS | {"off": 0.0448})
+    assert not composed(model).bound.bounded

@@ -7,15 +7,16 @@ worst ones, and random pairs. Ops that onnxruntime has only in float32 get a wid
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import mpmath
 import numpy as np
 import onnx_ir as ir
 import pytest
-from graphs import composed, fold, function_of, gain, jacobian, make_model, norms_of, size
-from onnx import TensorProto, helper
+from graphs import composed, fold, function_of, gain, jacobian, norms_of, size
+from onnx import TensorProto
+from op_cases import ALL, CURVES, LINEAR, OTHERS, RESIZED, RNG, Case, case
 
 from snaudit import rules
 from snaudit.bound import NORMS, UNBOUNDED, Bound, Grade, Norm, exactly
@@ -25,212 +26,6 @@ from snaudit.rules.normalization import projected
 
 DOUBLE, SINGLE = 1e-7, 3e-3
 """Relative errors of central differences with float64 and float32 runtimes."""
-ALL = frozenset(NORMS)
-
-
-@dataclass(frozen=True)
-class Case:
-    """One node `op(x, *constants) → y…` with its settings.
-
-    tight: the norms in which the bound is attained within 1%. points: where a nonlinear op is steepest.
-    """
-
-    op: str
-    shape: tuple[int, ...] = (2, 3)
-    constants: tuple[Any, ...] = ()
-    attributes: dict[str, Any] = field(default_factory=dict)
-    opset: int = 17
-    domain: str = ""
-    linear: bool = True
-    tight: frozenset[Norm] = ALL
-    points: Callable[[int], np.ndarray] | None = None
-    outputs: int = 1
-    data: int = 0
-    single: bool = False
-
-    @property
-    def name(self) -> str:
-        text = ",".join(f"{k}={v}" for k, v in self.attributes.items())
-        sizes = "x".join(map(str, self.shape))
-        return f"{self.domain and 'ms.'}{self.op}-{self.opset}[{sizes}]({text})"[:110]
-
-    def model(self):
-        inputs, weights = [], {}
-        for index, constant in enumerate(self.constants):
-            name = "" if constant is None else f"c{index}"
-            inputs.append(name)
-            if name:
-                weights[name] = np.asarray(constant)
-        inputs.insert(self.data, "x")
-        names = ["y", *(f"_{i}" for i in range(1, self.outputs))]
-        node = helper.make_node(self.op, inputs, names, name="node", domain=self.domain, **self.attributes)
-        kind = "float32" if self.single else "float64"
-        return make_model([node], {"x": self.shape}, weights, opset=self.opset, dtype=kind)
-
-
-def case(op: str, shape: tuple[int, ...] = (2, 3), *constants: Any, **settings: Any) -> Case:
-    """A case; settings that are no field of it are attributes of the node."""
-    own = {key: settings.pop(key) for key in list(settings) if key in Case.__dataclass_fields__}
-    if "tight" in own:
-        own["tight"] = frozenset(own["tight"])
-    return Case(op, shape, constants, settings, **own)
-
-
-def curve(op: str, *constants: Any, **settings: Any) -> Case:
-    """A function of one entry, seen on a fine grid."""
-    return case(op, (4001,), *constants, linear=False, **settings)
-
-
-NONE: frozenset[Norm] = frozenset()
-RNG = np.random.default_rng(0)
-IMAGE = (1, 2, 5, 6)
-
-
-def spike(n: int) -> np.ndarray:
-    """Distinct entries with the largest in the middle: it is the maximum of all windows over it."""
-    x = np.linspace(-1.0, 0.0, n)
-    for start in range(0, n, 30):
-        x[start + min(30, n - start) // 2 - 1] = 3.0 + start / 100
-    return x
-
-
-def level(n: int) -> np.ndarray:
-    return np.full(n, 1.0)
-
-
-def peaks(n: int) -> np.ndarray:
-    """Two equal entries far above the others, in each row of three or more."""
-    x = np.full((n // 3, 3), -30.0)
-    x[:, :2] = 0.0
-    return x.ravel()
-
-
-WAVE = np.array([0.5, -2.0, 1.5])
-CURVES = (
-    *(curve(op) for op in ("Relu", "Abs", "Neg", "Tanh", "Sigmoid", "Softplus", "Erf", "Sin", "Cos", "Atan",
-                           "Softsign", "HardSigmoid", "HardSwish", "LeakyRelu", "Elu", "Selu", "Celu")),
-    curve("Asinh", single=True),
-    curve("LeakyRelu", alpha=-3.0), curve("LeakyRelu", alpha=0.3), curve("Elu", alpha=2.5), curve("Elu", alpha=0.3),
-    curve("Selu", alpha=0.5, gamma=2.0), curve("Celu", alpha=0.1), curve("HardSigmoid", alpha=0.7, beta=0.1),
-    curve("PRelu", [-2.5]), curve("PRelu", [0.1]), curve("ThresholdedRelu", alpha=0.0),
-    curve("Shrink", bias=0.5, lambd=0.5, single=True), curve("Clip", np.array(-1.0), np.array(2.0)), curve("Clip", opset=6, min=-1.0),
-    curve("Mish", opset=18), curve("Gelu", opset=20), curve("Gelu", opset=20, approximate="tanh"),
-    curve("Gelu", domain="com.microsoft"), curve("QuickGelu", domain="com.microsoft"),
-    curve("FastGelu", domain="com.microsoft"), curve("QuickGelu", domain="com.microsoft", alpha=4.0),
-    curve("Swish", opset=24), curve("Swish", opset=24, alpha=0.5), curve("Pow", np.array([1.0])),
-    curve("Cast", to=TensorProto.FLOAT), curve("Cast", to=TensorProto.DOUBLE), curve("CastLike", np.array([1.0])),
-)  # fmt: skip
-
-RANDOM_IMAGE = RNG.standard_normal((2, 1, 1))
-LINEAR = (
-    *(case(op) for op in ("Identity", "Transpose", "Flatten", "Dropout")),
-    case("Reshape", (2, 3), np.array([3, 2])), case("Squeeze", (1, 3), np.array([0])), case("Unsqueeze", (3,), np.array([0])),
-    case("Slice", (3, 8), np.array([7]), np.array([0]), np.array([1]), np.array([-2])),
-    case("Slice", (3, 8), opset=9, starts=[1], ends=[3]), case("Split", (4, 3), axis=0, outputs=2),
-    case("Trilu", (3, 3)), case("DepthToSpace", (1, 8, 2, 2), blocksize=2), case("SpaceToDepth", (1, 2, 4, 4), blocksize=2),
-    case("ReverseSequence", (4, 3), np.array([2, 4, 1])), case("CenterCropPad", (3, 6), np.array([5, 4]), opset=18),
-    case("Compress", (4, 3), np.array([True, False, True, False]), axis=0),
-    case("Dropout", (2, 3), np.array(0.5, np.float32), np.array(False)), case("Dropout", opset=11, ratio=0.4),
-    case("Gather", (4, 3), np.array([0, 2, 2, -2, 1]), axis=0), case("Gather", (2, 5), np.array([[0, 1], [1, 1]]), axis=1),
-    case("Gather", (4, 3), np.array(1), axis=1),
-    case("GatherElements", (3, 4), np.array([[0, 0, -4, 0], [1, 2, 3, 3]]), axis=1),
-    case("GatherND", (3, 4), np.array([[0, 1], [0, -3], [2, 2], [0, 1]])),
-    case("GatherND", (2, 4), np.array([[1], [1]]), batch_dims=1), case("GatherND", (2, 4), np.array([[1], [1], [0]])),
-    case("ScatterND", (4, 3), np.array([[1], [3]]), np.ones((2, 3))),
-    case("ScatterND", (2, 3), np.zeros((4, 3)), np.array([[1], [3]]), data=2),
-    case("ScatterElements", (4, 3), np.array([[1, 0, 2]]), np.ones((1, 3)), axis=0),
-    case("Pad", (3, 4), np.array([1, 0, 2, 1])), case("Pad", (3, 4), np.array([0, 2, 0, 1]), mode="reflect"),
-    case("Pad", (3, 4), np.array([1, 2, 1, 0]), mode="edge"), case("Pad", (1, 4), np.array([0, 1, 0, 1]), mode="edge"),
-    case("Pad", (3, 4), np.array([0, 2, 0, 2]), mode="wrap", opset=19),
-    case("Pad", (3, 4), np.array([0, -1, 0, 2]), mode="edge", tight=()),
-    case("Pad", (3, 4), np.array([2, 2]), None, np.array([1]), mode="reflect", opset=18),
-    case("Pad", (3, 4), opset=2, pads=[0, 1, 0, 1], mode="reflect"),
-    case("Expand", (3, 1), np.array([2, 1, 4])), case("Expand", (3, 2), np.array([1, 2])),
-    case("Tile", (2, 3), np.array([2, 3])),
-    case("ReduceSum", (2, 3, 4), np.array([-1])), case("ReduceSum", (2, 3), opset=11, axes=[0], keepdims=0),
-    case("ReduceSum", (2, 3)), case("ReduceSum", (2, 3), noop_with_empty_axes=1), case("ReduceMean", (2, 3, 4), axes=[0, 2]),
-    case("ReduceMean", (2, 3)), case("ReduceMean", (2, 3), np.array([1]), opset=18),
-    case("CumSum", (2, 5), np.array(1)), case("CumSum", (5, 2), np.array(0), exclusive=1, tight=()),
-    case("CumSum", (5, 2), np.array(-2), reverse=1),
-    case("GlobalAveragePool", IMAGE), case("GlobalAveragePool", (1, 2, 5)),
-    case("AveragePool", IMAGE, kernel_shape=[2, 3]), case("AveragePool", IMAGE, kernel_shape=[2, 2], strides=[2, 2]),
-    case("AveragePool", IMAGE, kernel_shape=[3, 3], pads=[1, 1, 1, 1]),
-    case("AveragePool", IMAGE, kernel_shape=[3, 3], pads=[1, 1, 1, 1], count_include_pad=1),
-    case("AveragePool", IMAGE, kernel_shape=[3, 2], strides=[2, 2], ceil_mode=1, pads=[1, 0, 0, 1], opset=19),
-    case("AveragePool", IMAGE, kernel_shape=[3, 3], strides=[2, 2], ceil_mode=1, count_include_pad=1, pads=[1, 1, 1, 1],
-         opset=19),
-    case("AveragePool", IMAGE, kernel_shape=[3, 3], strides=[2, 2], auto_pad="SAME_UPPER"),
-    case("AveragePool", IMAGE, kernel_shape=[3, 2], strides=[2, 1], auto_pad="SAME_LOWER"),
-    case("AveragePool", IMAGE, kernel_shape=[2, 2], dilations=[2, 3], opset=19), case("AveragePool", (1, 1, 9), kernel_shape=[4]),
-    case("AveragePool", (1, 1, 3, 4, 3), kernel_shape=[2, 2, 2]),
-    case("BatchNormalization", (2, 3, 2), WAVE, np.ones(3), np.ones(3), np.array([0.1, 2.0, 0.0])),
-    case("BatchNormalization", (2, 3, 2), WAVE, np.ones(3), np.ones(3), np.array([0.1, 2.0, 0.5]), opset=9, epsilon=0.1),
-    case("Mul", (2, 3), WAVE), case("Mul", (2, 1), WAVE), case("Mul", (3,), RNG.standard_normal((4, 3))),
-    case("Mul", (1, 3, 1), RNG.standard_normal((2, 1, 4))), case("Mul", (2, 3), np.array(-3.0), data=1),
-    case("Div", (2, 3), WAVE), case("Div", (2, 1), WAVE), case("Add", (2, 3), WAVE), case("Add", (2, 1), WAVE),
-    case("Add", (3,), np.ones((4, 1, 3))), case("Sub", (2, 3), WAVE, data=1), case("Sum", (2, 3), WAVE, np.ones((2, 3))),
-    case("Mean", (2, 3), WAVE, np.ones(1)), case("Concat", (2, 3), np.ones((2, 2)), axis=1),
-    case("Where", (2, 3), np.array([True, False, True]), WAVE, data=1), case("Where", (3,), np.array([[True], [True]]), WAVE, data=1),
-)  # fmt: skip
-
-RESIZED = (
-    *(case("Resize", (1, 1, 6, 5), np.array([]), np.array([1, 1, scale, scale], np.float32), mode=mode, opset=13,
-           coordinate_transformation_mode=at, single=True)
-      for mode in ("nearest", "linear", "cubic")
-      for scale in (2.0, 3.0, 0.5)
-      for at in ("half_pixel", "asymmetric", "align_corners", "pytorch_half_pixel")),
-    *(case("Resize", (1, 1, 7), np.array([]), np.array([1, 1, 1.7], np.float32), mode="nearest", nearest_mode=how,
-           coordinate_transformation_mode="asymmetric", single=True, tight=())
-      for how in ("round_prefer_floor", "round_prefer_ceil", "floor", "ceil")),
-    case("Resize", (1, 1, 4, 5), np.array([]), np.array([], np.float32), np.array([1, 1, 6, 9]), mode="linear", single=True),
-    case("Resize", (1, 1, 4, 5), np.array([]), np.array([], np.float32), np.array([1, 1, 9, 6]), mode="cubic",
-         exclude_outside=1, single=True),
-    case("Resize", (1, 1, 4, 5), np.array([]), np.array([1, 2], np.float32), axes=[2, 3], mode="linear", opset=18, single=True,
-         coordinate_transformation_mode="half_pixel_symmetric"),
-    case("Resize", (1, 1, 4, 4), np.array([1, 1, 2, 2], np.float32), opset=10, single=True),
-    case("Upsample", (1, 1, 4, 4), np.array([1, 1, 2, 3], np.float32), opset=9, single=True),
-    case("Upsample", (1, 1, 4, 4), opset=7, scales=[1.0, 1.0, 2.0, 2.0], mode="linear", single=True),
-)  # fmt: skip
-
-FOUR = np.array([0.5, -2.0, 1.5, 1.0])
-OTHERS = (
-    *(case("Softmax", (2, 3), axis=-1, opset=o, linear=False, points=peaks) for o in (11, 13)),
-    case("Softmax", (1, 2, 3), opset=11, axis=1, linear=False, points=lambda n: np.array([0, 0, *[-30.0] * 4])),
-    case("LogSoftmax", (2, 4), axis=-1, linear=False, points=lambda n: np.tile([9.0, 0, 0, 0], 2) * 2, tight=("l2", "l1")),
-    case("LogSoftmax", (2, 4), axis=-1, linear=False, points=lambda n: np.tile([9.0, 0, 0, 0], 2) * 2, tight=("linf",), opset=11),
-    case("LayerNormalization", (2, 4), FOUR, linear=False, points=level, epsilon=0.01, tight=("l2",)),
-    case("LayerNormalization", (2, 2, 3), np.ones((2, 3)), np.ones((2, 3)), axis=1, linear=False, points=level, epsilon=0.1,
-         tight=("l2",)),
-    case("SimplifiedLayerNormalization", (2, 4), FOUR, linear=False, points=lambda n: np.zeros(n), epsilon=0.01, tight=("l2",)),
-    case("RMSNormalization", (2, 4), FOUR, linear=False, points=lambda n: np.zeros(n), epsilon=0.01, opset=23, tight=("l2",)),
-    case("InstanceNormalization", (2, 2, 4), [1.0, -2.0], [0.0, 0.0], linear=False, points=level, epsilon=0.01, tight=("l2",),
-         single=True),
-    case("GroupNormalization", (1, 4, 3), FOUR, np.ones(4), num_groups=2, linear=False, points=level, epsilon=0.01, opset=21,
-         tight=()),
-    case("LRN", (1, 5, 2, 1), size=3, alpha=2.0, linear=False, single=True, tight=()),
-    case("LRN", (1, 5, 2, 1), size=5, alpha=1e-4, bias=2.0, beta=0.5, linear=False, single=True, tight=()),
-    *(case("MaxPool", IMAGE, linear=False, points=spike, single=False, **settings) for settings in (
-        {"kernel_shape": [3, 3], "strides": [2, 2]}, {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]},
-        {"kernel_shape": [2, 2], "strides": [2, 2]}, {"kernel_shape": [3, 3], "dilations": [2, 2], "tight": ("linf",)},
-        {"kernel_shape": [3, 3], "strides": [2, 2], "auto_pad": "SAME_UPPER"},
-        {"kernel_shape": [3, 2], "strides": [2, 2], "ceil_mode": 1, "outputs": 2})),
-    case("GlobalMaxPool", IMAGE, linear=False, points=spike),
-    *(case("LpPool", (1, 1, 4, 4), kernel_shape=[2, 2], p=p, linear=False, points=level, opset=18, single=True, tight=tight)
-      for p, tight in ((1, ("l1", "linf")), (2, ("linf",)), (3, ("linf",)))),
-    case("LpPool", (1, 1, 4, 4), kernel_shape=[2, 2], strides=[2, 2], p=1, linear=False, points=level, opset=18, single=True),
-    *(case("GlobalLpPool", (1, 2, 3), p=p, linear=False, points=level, single=True, tight=tight)
-      for p, tight in ((1, ALL), (2, ("l2", "linf")), (3, ("linf",)))),
-    case("ReduceMax", (2, 3), axes=[1], linear=False), case("ReduceMin", (2, 3), np.array([0]), opset=18, linear=False),
-    case("ReduceLogSumExp", (2, 3), axes=[1], linear=False, points=lambda n: spike(n) * 9),
-    case("ReduceL1", (2, 3), axes=[1], linear=False, points=level),
-    case("ReduceL2", (2, 3), axes=[1], linear=False, points=level, tight=("l2", "linf")),
-    case("ReduceL2", (2, 3), axes=[1], linear=False, points=lambda n: np.array([1.0, 0, 0, 1, 0, 0]), tight=("l1",)),
-    case("TopK", (2, 4), np.array([3]), linear=False, outputs=2), case("TopK", (2, 4), opset=1, k=2, linear=False, outputs=2,
-                                                                      single=True),
-    case("Max", (2, 3), np.full((2, 3), -9.0), linear=False), case("Min", (2, 1), np.full((2, 3), 9.0), linear=False),
-    case("Max", (3,), np.full((2, 1), -9.0), WAVE, linear=False, tight=()),
-    case("Scatter", (4, 3), np.array([[1, 0, 2]]), np.ones((1, 3)), opset=9),
-)  # fmt: skip
 
 
 KINKED = ("MaxPool", "GlobalMaxPool", "TopK", "ReduceMax", "ReduceMin", "Max", "Min")
@@ -245,8 +40,15 @@ def compiled(one: Case) -> tuple[Callable[[np.ndarray], np.ndarray], int, bool]:
     return *function_of(replace(one, single=True).model()), True
 
 
-def dense(op: str, shape: tuple[int, ...], *weights: Any, tight: Any = ALL, data: int = 0, factor: float = 1.0,
-          **attributes: Any) -> tuple[Case, dict[Norm, float]]:
+def dense(
+    op: str,
+    shape: tuple[int, ...],
+    *weights: Any,
+    tight: Any = ALL,
+    data: int = 0,
+    factor: float = 1.0,
+    **attributes: Any,
+) -> tuple[Case, dict[Norm, float]]:
     """A case with a weight matrix, and the norms of the node's own map without Gemm's alpha."""
     found = case(op, shape, *weights, tight=tight, data=data, **attributes)
     function, n, _ = compiled(found)
@@ -280,7 +82,13 @@ def affine_cases() -> list[tuple[Case, dict[Norm, float]]]:
         (case("MatMul", (4, 2), STACK, data=1, tight=()), left),
         dense("Conv", (1, 2, 5, 5), KERNEL, group=2, strides=[2, 1], pads=[1, 0, 1, 2]),
         dense("Conv", (2, 4, 6), RNG.standard_normal((3, 4, 3)), np.ones(3), auto_pad="SAME_UPPER"),
-        dense("ConvTranspose", (1, 2, 3, 3), RNG.standard_normal((2, 1, 2, 3)), strides=[2, 1], output_padding=[1, 0]),
+        dense(
+            "ConvTranspose",
+            (1, 2, 3, 3),
+            RNG.standard_normal((2, 1, 2, 3)),
+            strides=[2, 1],
+            output_padding=[1, 0],
+        ),
     ]
 
 
@@ -338,8 +146,11 @@ def test_a_rule_bounds_what_the_runtime_does(one: Case, operator: dict[Norm, flo
 
 
 @pytest.mark.parametrize("size_", [None, 500])
-@pytest.mark.parametrize("one", [c for c in (*LINEAR, *OTHERS, *RESIZED) if "Pool" in c.op or c.op == "Resize" and len(c.constants) == 2],
-                         ids=lambda one: one.name)  # fmt: skip
+@pytest.mark.parametrize(
+    "one",
+    [c for c in (*LINEAR, *OTHERS, *RESIZED) if "Pool" in c.op or c.op == "Resize" and len(c.constants) == 2],
+    ids=lambda one: one.name,
+)
 def test_a_bound_for_any_size_covers_each_size(one: Case, size_: int | None) -> None:
     """With the spatial sizes unknown (or long) the bound is at least that of every small size."""
     long = replace(one, shape=(*one.shape[:2], *[size_] * (len(one.shape) - 2)))
@@ -347,7 +158,12 @@ def test_a_bound_for_any_size_covers_each_size(one: Case, size_: int | None) -> 
         found = composed(long.model(), norm)
         if found.gaps:
             assert {gap.code for gap in found.gaps} == {"unknown-shape"}
-            assert "Lp" in one.op or "align" in one.name or "half_pixel_symmetric" in one.name or "1.7" in str(one.constants)
+            assert (
+                "Lp" in one.op
+                or "align" in one.name
+                or "half_pixel_symmetric" in one.name
+                or "1.7" in str(one.constants)
+            )
         elif size_ is None or not ("Global" in one.op or "align" in one.name):
             assert found.bound.upper >= upper_of(one, norm).upper * (1 - 1e-6)
 
@@ -376,26 +192,57 @@ def test_an_op_without_a_constant_refuses_or_jumps(domain: str, op: str) -> None
         assert results and all(value.jumps == "node" and value.lip is UNBOUNDED for value in results)
 
 
-@pytest.mark.parametrize("one", [
-    case("ThresholdedRelu"), case("ThresholdedRelu", alpha=-1.0), case("Shrink"), case("Shrink", lambd=-0.5, bias=-0.5),
-    case("Celu", alpha=-1.0), case("Pow", (2, 3), np.array(2.0)), case("Pow", (2, 3), np.array(0.5)),
-    case("Cast", to=TensorProto.INT64), case("Cast", to=TensorProto.FLOAT8E4M3FN, opset=19),
-    case("TopK", (2, 4), np.array([3]), sorted=0, outputs=2), case("Div", (2, 3), np.array([1.0, 0.0, 2.0])),
-    case("Div", (2, 3), np.array(1.0), data=1), case("Mul", (2, 3), np.array([np.inf, 1, 1])), case("Mul", (2, 3), np.array(np.nan)),
-    case("Add", (2, 3), np.array(np.nan)), case("Gemm", (2, 3), WEIGHT, np.array([np.nan] * 4)),
-    case("Tile", (2, 3), np.array([0, 2**62, 4]), opset=1), case("Dropout", (2, 3), np.array(0.5, np.float32), np.array(True)),
-    case("Dropout", opset=6), case("BatchNormalization", (2, 3), *[np.ones(3)] * 4, training_mode=1, outputs=3),
-    case("BatchNormalization", (2, 3), *[np.ones(3)] * 4, opset=6), case("BatchNormalization", (2, 3), *[np.ones(3)] * 3, -np.ones(3)),
-    case("BatchNormalization", (2, 3), *[np.full(3, np.nan)] * 4),
-    case("LayerNormalization", (2, 3), np.ones(3), epsilon=0.0), case("LayerNormalization", (2, 3), np.ones(3), epsilon=-1.0),
-    case("Resize", (1, 1, 4), None, np.array([1, 1, 2.0]), coordinate_transformation_mode="tf_crop_and_resize"),
-    case("Resize", (1, 1, 4), None, np.array([1, 1, 2.0]), antialias=1, opset=18),
-    case("LRN", (1, 3, 2), size=3, bias=0.0), case("ScatterND", (4, 3), np.array([[1], [3]]), np.ones((2, 3)), reduction="add"),
-    case("ReduceSum", (2, None)), case("LogSoftmax", (2, None)), case("GatherND", (2, None), np.array([[0, -1]])),
-    case("Tile", (2, 3), opset=1), case("MaxPool", (1, 1, 4), kernel_shape=[0]), case("MaxPool", (1, 1, 4)),
-    case("MatMul", (2, 3), WEIGHT), case("Conv", (1, 1, 4), np.ones((1, 1, 2))),
-    case("LogSoftmax", (2, 3), axis=7), case("Elu", alpha=float("nan")),
-], ids=lambda one: one.name)  # fmt: skip
+@pytest.mark.parametrize(
+    "one",
+    [
+        case("ThresholdedRelu"),
+        case("ThresholdedRelu", alpha=-1.0),
+        case("Shrink"),
+        case("Shrink", lambd=-0.5, bias=-0.5),
+        case("Celu", alpha=-1.0),
+        case("Pow", (2, 3), np.array(2.0)),
+        case("Pow", (2, 3), np.array(0.5)),
+        case("Cast", to=TensorProto.INT64),
+        case("Cast", to=TensorProto.FLOAT8E4M3FN, opset=19),
+        case("TopK", (2, 4), np.array([3]), sorted=0, outputs=2),
+        case("Div", (2, 3), np.array([1.0, 0.0, 2.0])),
+        case("Div", (2, 3), np.array(1.0), data=1),
+        case("Mul", (2, 3), np.array([np.inf, 1, 1])),
+        case("Mul", (2, 3), np.array(np.nan)),
+        case("Add", (2, 3), np.array(np.nan)),
+        case("Gemm", (2, 3), WEIGHT, np.array([np.nan] * 4)),
+        case("Tile", (2, 3), np.array([0, 2**62, 4]), opset=1),
+        case("Dropout", (2, 3), np.array(0.5, np.float32), np.array(True)),
+        case("Dropout", opset=6),
+        case("BatchNormalization", (2, 3), *[np.ones(3)] * 4, training_mode=1, outputs=3),
+        case("BatchNormalization", (2, 3), *[np.ones(3)] * 4, opset=6),
+        case("BatchNormalization", (2, 3), *[np.ones(3)] * 3, -np.ones(3)),
+        case("BatchNormalization", (2, 3), *[np.full(3, np.nan)] * 4),
+        case("LayerNormalization", (2, 3), np.ones(3), epsilon=0.0),
+        case("LayerNormalization", (2, 3), np.ones(3), epsilon=-1.0),
+        case(
+            "Resize",
+            (1, 1, 4),
+            None,
+            np.array([1, 1, 2.0]),
+            coordinate_transformation_mode="tf_crop_and_resize",
+        ),
+        case("Resize", (1, 1, 4), None, np.array([1, 1, 2.0]), antialias=1, opset=18),
+        case("LRN", (1, 3, 2), size=3, bias=0.0),
+        case("ScatterND", (4, 3), np.array([[1], [3]]), np.ones((2, 3)), reduction="add"),
+        case("ReduceSum", (2, None)),
+        case("LogSoftmax", (2, None)),
+        case("GatherND", (2, None), np.array([[0, -1]])),
+        case("Tile", (2, 3), opset=1),
+        case("MaxPool", (1, 1, 4), kernel_shape=[0]),
+        case("MaxPool", (1, 1, 4)),
+        case("MatMul", (2, 3), WEIGHT),
+        case("Conv", (1, 1, 4), np.ones((1, 1, 2))),
+        case("LogSoftmax", (2, 3), axis=7),
+        case("Elu", alpha=float("nan")),
+    ],
+    ids=lambda one: one.name,
+)
 def test_settings_without_a_constant_are_refused(one: Case) -> None:
     found = composed(one.model(), "l2")
     assert not found.bound.bounded
@@ -410,9 +257,15 @@ def test_tabulated_slopes_are_above_the_suprema_to_30_digits() -> None:
     k, m = mpmath.sqrt(2 / mpmath.pi), at("0.044715")
     functions = {
         pointwise.GELU_ERF: (lambda x: mpmath.ncdf(x) + x * phi(x), "1.414"),
-        pointwise.GELU_TANH: (lambda x: mpmath.diff(lambda t: t / 2 * (1 + mpmath.tanh(k * (t + m * t**3))), x), "1.41"),
+        pointwise.GELU_TANH: (
+            lambda x: mpmath.diff(lambda t: t / 2 * (1 + mpmath.tanh(k * (t + m * t**3))), x),
+            "1.41",
+        ),
         pointwise.SILU: (lambda x: mpmath.diff(lambda t: t / (1 + mpmath.exp(-t)), x), "2.4"),
-        pointwise.MISH: (lambda x: mpmath.diff(lambda t: t * mpmath.tanh(mpmath.log(1 + mpmath.exp(t))), x), "1.49"),
+        pointwise.MISH: (
+            lambda x: mpmath.diff(lambda t: t * mpmath.tanh(mpmath.log(1 + mpmath.exp(t))), x),
+            "1.49",
+        ),
         pointwise.ERF: (lambda x: mpmath.diff(mpmath.erf, x), "0"),
     }
     for constant, (slope, start) in functions.items():
@@ -469,14 +322,38 @@ def test_window_positions_inside_by_counting() -> None:
         assert list(pooling._inside(window, low, high)) == [j for j in window if low <= j < high]
 
 
-@pytest.mark.parametrize("one", [
-    case("MaxPool", (1, 1, None), kernel_shape=[10**9], pads=[10**9 - 1] * 2), case("MaxPool", (1, 1, 9), kernel_shape=[10**9]),
-    case("AveragePool", (1, 1, None), kernel_shape=[10**9], pads=[10**9 - 1] * 2, count_include_pad=1),
-    case("AveragePool", (1, 1, 9), kernel_shape=[10**9], strides=[10**6], pads=[10**9 - 1] * 2),
-    case("Tile", (2, 3), np.array([2**62, 4])), case("Expand", (1, 3), np.array([2**62, 1, 1])),
-    case("Pad", (2, 3), np.array([0, 2**62, 0, 2**62]), mode="edge"), case("Pad", (1, 2**40), np.array([0, 5, 0, 5]), mode="reflect"),
-], ids=lambda one: one.name)  # fmt: skip
+@pytest.mark.parametrize(
+    "one",
+    [
+        case("MaxPool", (1, 1, None), kernel_shape=[10**9], pads=[10**9 - 1] * 2),
+        case("MaxPool", (1, 1, 9), kernel_shape=[10**9]),
+        case("AveragePool", (1, 1, None), kernel_shape=[10**9], pads=[10**9 - 1] * 2, count_include_pad=1),
+        case("AveragePool", (1, 1, 9), kernel_shape=[10**9], strides=[10**6], pads=[10**9 - 1] * 2),
+        case("Tile", (2, 3), np.array([2**62, 4])),
+        case("Expand", (1, 3), np.array([2**62, 1, 1])),
+        case("Pad", (2, 3), np.array([0, 2**62, 0, 2**62]), mode="edge"),
+        case("Pad", (1, 2**40), np.array([0, 5, 0, 5]), mode="reflect"),
+    ],
+    ids=lambda one: one.name,
+)
 def test_absurd_sizes_take_no_time_and_no_memory(one: Case) -> None:
     upper = upper_of(one, "l1").upper
     least = {"Tile": 2.0**64, "Expand": 2.0**62, "Pad": 2.0**63}.get(one.op, 1.0)
     assert upper >= (least if one.shape[-1] != 2**40 else 2.0)
+
+
+@pytest.mark.parametrize(
+    ("mode", "pads", "copied"),
+    [
+        ("reflect", [0, 3, 0, 2], 3),
+        ("reflect", [0, 3, 0, 0], 2),
+        ("edge", [0, 3, 0, 2], 6),
+        ("wrap", [0, 3, 0, 2], 6),
+    ],
+)
+def test_padding_of_an_unknown_size_covers_each_size(mode: str, pads: list[int], copied: int) -> None:
+    upper = upper_of(case("Pad", (1, None), np.array(pads), mode=mode, opset=19), "l1").upper
+    sizes = [
+        upper_of(case("Pad", (1, n), np.array(pads), mode=mode, opset=19), "l1").upper for n in range(1, 9)
+    ]
+    assert upper == copied and (max(sizes[3:] if mode == "reflect" else sizes) <= upper)

@@ -14,7 +14,9 @@ from snaudit.gains import copies
 from snaudit.rules.interface import Row, Step, Unbounded, Value, through
 
 _PRODUCT = "multiplies two values that both depend on the network's input: its slope grows with either"
-_BOUND_ONE = "bound both factors (state an input range, put Sigmoid, Tanh or Clip before), or make one of them a constant"
+_BOUND_ONE = (
+    "bound both factors (state an input range, put Sigmoid, Tanh or Clip before), or make one a constant"
+)
 
 
 def product(step: Step) -> Unbounded:
@@ -31,7 +33,9 @@ def _operator(step: Step) -> Bound:
         )
     if not step.operator.bounded:
         reason = f"no finite bound of the weight's norm is known ({step.operator.method})"
-        raise Unbounded(reason, "repair the weight if it holds NaN or Inf, else use --method auto", "bad-constant")
+        raise Unbounded(
+            reason, "repair the weight if it holds NaN or Inf, else use --method auto", "bad-constant"
+        )
     return step.operator
 
 
@@ -90,8 +94,11 @@ def matmul(step: Step) -> tuple[Value, ...]:
         return (through(step.inputs[index], _operator(step)),)
     found = spread(None if own is None else own[:-2], [batch])
     if step.norm != "linf" and (found.count is None or found.meets):
-        raise Unbounded("how the stack of matrices is applied is not known: the data's shape is missing",
-                        "give the data's batch axes fixed sizes", "unknown-shape")  # fmt: skip
+        raise Unbounded(
+            "how the stack of matrices is applied is not known: the data's shape is missing",
+            "give the data's batch axes fixed sizes",
+            "unknown-shape",
+        )
     copied = through(step.inputs[index], copies(found.count or 1, step.norm))
     return (through(copied, _operator(step)),)
 
@@ -103,8 +110,12 @@ def convolution(step: Step) -> tuple[Value, ...]:
     the norm. A constant bias drops out. The weight itself must not vary.
     """
     if 1 in step.varying or 2 in step.varying:
-        raise product(step) if 1 in step.varying else Unbounded(
-            "the bias depends on the network's input", "add it in an Add node", "varying-parameter"
+        raise (
+            product(step)
+            if 1 in step.varying
+            else Unbounded(
+                "the bias depends on the network's input", "add it in an Add node", "varying-parameter"
+            )
         )
     _check_bias(step)
     return (through(step.data(), _operator(step)),)
@@ -131,11 +142,42 @@ def _rows(rule: Callable[[Step], tuple[Value, ...]], domain: str, *ops: str) -> 
 ROWS: tuple[Row, ...] = (
     Row("Gemm", gemm, "|alpha|·‖W‖", "block diagonal", "one constant factor"),
     Row("MatMul", matmul, "‖W‖, the largest of a stack", "block diagonal", "one constant factor"),
-    Row("Conv", convolution, "‖W‖ over all input sizes", "restriction of an infinite convolution", "constant weight"),
-    Row("ConvTranspose", convolution, "‖W‖ over all input sizes", "adjoint of a convolution", "constant weight"),
+    Row(
+        "Conv",
+        convolution,
+        "‖W‖ over all input sizes",
+        "restriction of an infinite convolution",
+        "constant weight",
+    ),
+    Row(
+        "ConvTranspose",
+        convolution,
+        "‖W‖ over all input sizes",
+        "adjoint of a convolution",
+        "constant weight",
+    ),
     Row("Einsum", einsum, "∞", "none yet"),
-    *_rows(_quantized, "", "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger",
-           "ConvInteger", "QLinearConv", "QLinearMatMul"),
-    *_rows(_quantized, "com.microsoft", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM", "MatMulIntegerToFloat",
-           "QGemm", "QAttention", "QLinearAdd", "QuantizeLinear", "DequantizeLinear"),
-)  # fmt: skip
+    *_rows(
+        _quantized,
+        "",
+        "QuantizeLinear",
+        "DequantizeLinear",
+        "DynamicQuantizeLinear",
+        "MatMulInteger",
+        "ConvInteger",
+        "QLinearConv",
+        "QLinearMatMul",
+    ),
+    *_rows(
+        _quantized,
+        "com.microsoft",
+        "DynamicQuantizeMatMul",
+        "DynamicQuantizeLSTM",
+        "MatMulIntegerToFloat",
+        "QGemm",
+        "QAttention",
+        "QLinearAdd",
+        "QuantizeLinear",
+        "DequantizeLinear",
+    ),
+)

@@ -58,8 +58,10 @@ def _resting_on(value: Value, assumes: tuple[str, ...]) -> Value:
 def _assumed(step: Step, found: Spread) -> tuple[str, ...]:
     if step.norm == "linf":
         return ()
-    return tuple(f"{step.where}: the dynamic sizes {pair} are equal at run time (nothing is broadcast)"
-                 for pair in found.meets)  # fmt: skip
+    return tuple(
+        f"{step.where}: the dynamic sizes {pair} are equal at run time (nothing is broadcast)"
+        for pair in found.meets
+    )
 
 
 def _with_assumptions(value: Value, parts: Iterable[Value]) -> tuple[Value, ...]:
@@ -75,7 +77,9 @@ def added(step: Step) -> tuple[Value, ...]:
     for index in range(len(step.inputs)):
         constant = None if index in step.varying else step.constant(index)
         if constant is not None and constant.dtype.kind == "f" and np.isnan(constant).any():
-            raise Unbounded(f"{step.node.op_type} with a constant that holds NaN", "repair it", "bad-constant")
+            raise Unbounded(
+                f"{step.node.op_type} with a constant that holds NaN", "repair it", "bad-constant"
+            )
     parts = [_copied(step, i) for i in step.varying]
     return _with_assumptions(joint.add(parts, step.norm), parts)
 
@@ -94,7 +98,9 @@ def picked(step: Step) -> tuple[Value, ...]:
     Where only selects one of the two.
     """
     if step.node.op_type == "Where" and 0 in step.varying:
-        raise Unbounded("a condition that depends on the network's input switches", "use Max, Min or Clip", "step")
+        raise Unbounded(
+            "a condition that depends on the network's input switches", "use Max, Min or Clip", "step"
+        )
     parts = [_copied(step, i) for i in step.varying]
     return _with_assumptions(joint.stack(parts, step.norm), parts)
 
@@ -108,7 +114,7 @@ def multiplied(step: Step) -> tuple[Value, ...]:
     if len(step.varying) != 1:
         raise Unbounded(
             "Mul multiplies two values that both depend on the network's input: its slope grows with either",
-            "bound both factors (state an input range, put Sigmoid, Tanh or Clip before), or make one a constant",
+            "bound both factors (put Sigmoid, Tanh or Clip before them), or make one a constant",
             "product",
         )
     (index,) = step.varying
@@ -134,7 +140,7 @@ def _known(step: Step, index: int) -> np.ndarray:
     constant = step.constant(index)
     if constant is None:
         raise Unbounded(
-            f"{step.node.op_type} by a constant whose value is not known (it depends on shapes or on integer inputs)",
+            f"{step.node.op_type} by a constant whose value is not known (it depends on sizes or integers)",
             "store it as a constant of the model",
             "unknown-constant",
         )
@@ -161,10 +167,14 @@ _BROADCAST = "times the copies of broadcasting"
 ROWS: tuple[Row, ...] = (
     *(Row(op, added, "ΣL", "triangle inequality", _BROADCAST) for op in ("Add", "Sub", "Sum")),
     Row("Mean", mean, "ΣL/k", "triangle inequality", _BROADCAST),
-    *(Row(op, picked, "√ΣL² (l1: ΣL, linf: max)", "each entry is one of the entries", _BROADCAST)
-      for op in ("Max", "Min")),
-    Row("Where", picked, "√ΣL² (l1: ΣL, linf: max)", "each entry is one of the entries", "constant condition"),
+    *(
+        Row(op, picked, "√ΣL² (l1: ΣL, linf: max)", "each entry is one of the entries", _BROADCAST)
+        for op in ("Max", "Min")
+    ),
+    Row(
+        "Where", picked, "√ΣL² (l1: ΣL, linf: max)", "each entry is one of the entries", "constant condition"
+    ),
     Row("Mul", multiplied, "max|c|", "diagonal map", "one constant factor"),
     Row("Div", divided, "1/min|c|", "diagonal map", "constant divisor"),
     Row("Concat", concatenated, "√ΣL² (l1: ΣL, linf: max)", "stacking"),
-)  # fmt: skip
+)

@@ -23,7 +23,9 @@ DEFAULT_EPSILON = float(np.float32(1e-5))
 def _constant(step: Step, index: int, what: str) -> np.ndarray:
     array = step.constant(index)
     if array is None:
-        raise Unbounded(f"{what} is no known constant", "store it as a constant of the model", "unknown-constant")
+        raise Unbounded(
+            f"{what} is no known constant", "store it as a constant of the model", "unknown-constant"
+        )
     array = array.astype(np.float64)
     if not np.isfinite(array).all():
         raise Unbounded(f"{what} is not finite", "repair the weights", "bad-constant")
@@ -70,8 +72,11 @@ def normalized(largest: float, epsilon: float, size: int | None, centred: bool, 
     if norm == "l2":
         return at_most(outward(largest / math.sqrt(epsilon)), "1/√ε")
     if size is None:
-        raise Unbounded(f"the number of entries it normalizes is not known (needed in {norm})",
-                        "give its axes fixed sizes", "unknown-shape")  # fmt: skip
+        raise Unbounded(
+            f"the number of entries it normalizes is not known (needed in {norm})",
+            "give its axes fixed sizes",
+            "unknown-shape",
+        )
     a = 2.0 * (1.0 - 1.0 / size) if centred else 1.0
     b = (math.sqrt(size) - 1.0) / 2.0
     t = max(0.0, (2.0 * b - a) / (3.0 * b)) if b else 0.0
@@ -106,7 +111,7 @@ def _covers(step: Step, scale: np.ndarray) -> bool:
     own = scale.shape
     while own and own[0] == 1:
         own = own[1:]
-    wanted = tuple(shape[step.attribute("axis", -1):])
+    wanted = tuple(shape[step.attribute("axis", -1) :])
     while wanted and wanted[0] == 1:
         wanted = wanted[1:]
     return own == wanted
@@ -116,7 +121,7 @@ def normalized_size(step: Step) -> int | None:
     shape = step.shape(0)
     if shape is None:
         return None
-    sizes = shape[step.attribute("axis", -1):]
+    sizes = shape[step.attribute("axis", -1) :]
     return None if None in sizes else math.prod(sizes)
 
 
@@ -181,7 +186,9 @@ def local_response_normalization(step: Step) -> tuple[Value, ...]:
     alpha, beta = float(step.attribute("alpha", 1e-4)), float(step.attribute("beta", 0.75))
     bias, size = float(step.attribute("bias", 1.0)), int(step.attribute("size"))
     if not (alpha >= 0 and beta >= 0 and bias > 0 and size > 0):
-        raise Unbounded("LRN with a negative or zero parameter has no constant", "use bias > 0", "no-constant")
+        raise Unbounded(
+            "LRN with a negative or zero parameter has no constant", "use bias > 0", "no-constant"
+        )
     rows, columns = (1.0 + math.sqrt(size)) / 2.0, 1.0 + (size - 1) / 2.0
     sums = {"linf": rows, "l1": columns, "l2": math.sqrt(rows * columns)}[step.norm]
     peak = beta**beta / (beta + 1.0) ** (beta + 1.0)

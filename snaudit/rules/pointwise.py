@@ -12,6 +12,8 @@ from collections.abc import Callable
 import numpy as np
 
 from snaudit.bound import at_most, root_up, up
+from snaudit.broadcasting import dims, spread
+from snaudit.gains import copies
 from snaudit.rules.interface import Row, Step, Unbounded, Value, jumping, through
 
 GELU_ERF = up(1.128904145185155)
@@ -48,7 +50,10 @@ def leaky_relu(step: Step) -> tuple[Value, ...]:
 
 
 def prelu(step: Step) -> tuple[Value, ...]:
-    """max(1, max|slope|) times the input's; the slope tensor is a constant and never copies x."""
+    """max(1, max|slope|) times the input's, for a constant slope.
+
+    The standard forbids a slope that copies x by broadcasting, but runtimes do it: its copies count.
+    """
     slopes = step.constant(1)
     value = step.data()
     if slopes is None:
@@ -56,6 +61,11 @@ def prelu(step: Step) -> tuple[Value, ...]:
     largest = float(np.abs(slopes.astype(np.float64)).max(initial=1.0))
     if not math.isfinite(largest):
         raise Unbounded("its slope is not finite", "repair the weights", "bad-constant")
+    found = spread(dims(step.node.inputs[0]), [slopes.shape])
+    if found.count is None and step.norm != "linf":
+        reason = "whether its slope copies its input by broadcasting is not known"
+        raise Unbounded(reason, "give the input fixed sizes", "unknown-shape")
+    value = through(value, copies(found.count or 1, step.norm))
     return (through(value, at_most(max(1.0, largest), "slope")),)
 
 
@@ -194,13 +204,28 @@ _ONE = _fixed(1.0)
 _RANGE = "state the range of its argument, or use a function of bounded slope"
 
 
-def _rows(rule: Callable[[Step], tuple[Value, ...]], constant: str, theorem: str, *ops: str, condition: str = ""):
+def _rows(
+    rule: Callable[[Step], tuple[Value, ...]], constant: str, theorem: str, *ops: str, condition: str = ""
+):
     return tuple(Row(op, rule, constant, theorem, condition) for op in ops)
 
 
 ROWS: tuple[Row, ...] = (
-    *_rows(_ONE, "1", "slopes in [−1, 1]", "Relu", "Abs", "Neg", "Tanh", "Softplus", "Softsign", "Atan",
-           "Asinh", "Sin", "Cos"),
+    *_rows(
+        _ONE,
+        "1",
+        "slopes in [−1, 1]",
+        "Relu",
+        "Abs",
+        "Neg",
+        "Tanh",
+        "Softplus",
+        "Softsign",
+        "Atan",
+        "Asinh",
+        "Sin",
+        "Cos",
+    ),
     *_rows(_fixed(0.25), "1/4", "σ' = σ(1 − σ)", "Sigmoid"),
     *_rows(_fixed(ERF), "2/√π", "erf' = 2/√π·exp(−x²)", "Erf"),
     *_rows(_fixed(1.5), "3/2", "slopes in [−1/2, 3/2]", "HardSwish"),
@@ -213,8 +238,14 @@ ROWS: tuple[Row, ...] = (
     Row("HardSigmoid", hard_sigmoid, "|alpha|", "a clipped line"),
     Row("Gelu", gelu, "1.1289 (erf), 1.1290 (tanh)", "slopes in [−.129, 1.129]"),
     Row("Gelu", _fixed(GELU_ERF), "1.1289", "slopes in [−.129, 1.129]", domain="com.microsoft"),
-    Row("FastGelu", _fixed(GELU_TANH), "1.1290", "slopes in [−.129, 1.129]", "constant bias",
-        domain="com.microsoft"),
+    Row(
+        "FastGelu",
+        _fixed(GELU_TANH),
+        "1.1290",
+        "slopes in [−.129, 1.129]",
+        "constant bias",
+        domain="com.microsoft",
+    ),
     Row("QuickGelu", swish, "1.0998", "slopes in [−.0998, 1.0998]", domain="com.microsoft"),
     Row("Swish", swish, "1.0998", "slopes in [−.0998, 1.0998]"),
     Row("Clip", clip, "1", "projection", "constant limits"),
@@ -225,15 +256,67 @@ ROWS: tuple[Row, ...] = (
     Row("LogSoftmax", log_softmax, "√n (l1: max(1, n−1), linf: 2)", "I − 1pᵀ"),
     Row("Cast", cast, "1", "identity in real arithmetic", "to a floating type of 16 bits or more"),
     Row("CastLike", cast, "1", "identity in real arithmetic", "to a floating type of 16 bits or more"),
-    *_rows(step_function, "∞", "step function", "Sign", "Round", "Floor", "Ceil", "Hardmax", "Not", "And", "Or",
-           "Xor", "Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "IsNaN", "IsInf", "ArgMax",
-           "ArgMin", "NonZero", "OneHot", "Unique", "NonMaxSuppression", "Multinomial",
-           condition="its result is not used as data"),
-    *_rows(_needs_range("the exponential's slope grows with its argument", _RANGE), "∞", "eˣ", "Exp", "Sinh", "Cosh"),
-    *_rows(_needs_range("its slope grows without limit near zero", "keep its argument away from zero by a stated range"),
-           "∞", "1/x", "Log", "Sqrt", "Reciprocal"),
-    *_rows(_needs_range("its slope grows without limit near the ends of its domain", _RANGE), "∞", "poles",
-           "Tan", "Asin", "Acos", "Acosh", "Atanh"),
-    *_rows(_needs_range("it jumps at each multiple of the divisor", "take the remainder outside of the model"),
-           "∞", "step function", "Mod"),
-)  # fmt: skip
+    *_rows(
+        step_function,
+        "∞",
+        "step function",
+        "Sign",
+        "Round",
+        "Floor",
+        "Ceil",
+        "Hardmax",
+        "Not",
+        "And",
+        "Or",
+        "Xor",
+        "Equal",
+        "Less",
+        "LessOrEqual",
+        "Greater",
+        "GreaterOrEqual",
+        "IsNaN",
+        "IsInf",
+        "ArgMax",
+        "ArgMin",
+        "NonZero",
+        "OneHot",
+        "Unique",
+        "NonMaxSuppression",
+        "Multinomial",
+        condition="its result is not used as data",
+    ),
+    *_rows(
+        _needs_range("the exponential's slope grows with its argument", _RANGE),
+        "∞",
+        "eˣ",
+        "Exp",
+        "Sinh",
+        "Cosh",
+    ),
+    *_rows(
+        _needs_range(
+            "its slope grows without limit near zero", "keep its argument away from zero by a stated range"
+        ),
+        "∞",
+        "1/x",
+        "Log",
+        "Sqrt",
+        "Reciprocal",
+    ),
+    *_rows(
+        _needs_range("its slope grows without limit near the ends of its domain", _RANGE),
+        "∞",
+        "poles",
+        "Tan",
+        "Asin",
+        "Acos",
+        "Acosh",
+        "Atanh",
+    ),
+    *_rows(
+        _needs_range("it jumps at each multiple of the divisor", "take the remainder outside of the model"),
+        "∞",
+        "step function",
+        "Mod",
+    ),
+)

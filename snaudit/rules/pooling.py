@@ -181,7 +181,9 @@ def global_max(step: Step) -> tuple[Value, ...]:
 
 
 def lp_pool(step: Step) -> tuple[Value, ...]:
-    """The p-norm of each window: √m (l2), m (l1), k^(1/p) (linf) times the input's; below p = 2, l2: √(k^(2/p − 1)·m).
+    """The p-norm of each window: √m (l2), m (l1), k^(1/p) (linf) times the input's.
+
+    Below p = 2 it is √(k^(2/p − 1)·m) in l2.
 
     |‖x_w‖_p − ‖y_w‖_p| ≤ ‖x_w − y_w‖_p, and the p-norm is at most the 1-norm, for p ≥ 2 at most the
     2-norm, and at most k^(1/p) times the maximum norm (k entries), with m windows over an entry.
@@ -205,7 +207,9 @@ def _p_norm(step: Step, entries: int | None, cover: int) -> Bound:
     if step.norm == "l1" or (step.norm == "l2" and p >= 2):
         return copies(cover, step.norm)
     if entries is None:
-        raise Unbounded("the number of entries in a window is not known", "fix the input's size", "unknown-shape")
+        raise Unbounded(
+            "the number of entries in a window is not known", "fix the input's size", "unknown-shape"
+        )
     if step.norm == "linf":
         return at_most(up(outward(entries ** (1.0 / p), 8)), "p-norm")
     return at_most(up(outward(math.sqrt(entries ** (2.0 / p - 1.0) * cover), 16)), "p-norm")
@@ -223,6 +227,18 @@ ROWS: tuple[Row, ...] = (
     Row("GlobalMaxPool", global_max, "1", "maximum over disjoint windows"),
     Row("LpPool", lp_pool, "√m (l1: m, linf: k^(1/p))", "reverse triangle inequality", "p ≥ 1"),
     Row("GlobalLpPool", global_lp_pool, "1 (linf: n^(1/p))", "reverse triangle inequality", "p ≥ 1"),
-    *(Row(op, _no_rule, "∞", "none yet") for op in ("MaxRoiPool", "RoiAlign", "MaxUnpool", "GridSample",
-                                                    "DeformConv", "Col2Im", "AffineGrid", "DFT", "STFT")),
-)  # fmt: skip
+    *(
+        Row(op, _no_rule, "∞", "none yet")
+        for op in (
+            "MaxRoiPool",
+            "RoiAlign",
+            "MaxUnpool",
+            "GridSample",
+            "DeformConv",
+            "Col2Im",
+            "AffineGrid",
+            "DFT",
+            "STFT",
+        )
+    ),
+)

@@ -25,14 +25,19 @@ attention = _refusing(
     "state a bound on the norm of the tokens (a normalization before it gives one)",
     "product",
 )
-gated = _refusing("multiplies two values that both depend on the network's input",
-                  "bound both factors, or make one of them a constant", "product")  # fmt: skip
+gated = _refusing(
+    "multiplies two values that both depend on the network's input",
+    "bound both factors, or make one of them a constant",
+    "product",
+)
 
 ROWS: tuple[Row, ...] = (
     *(Row(op, recurrent, "∞", "none without a length") for op in ("LSTM", "GRU", "RNN")),
     Row("Attention", attention, "∞", "none without a range"),
     Row("RotaryEmbedding", gated, "∞", "none yet"),
     Row("SwiGLU", gated, "∞", "none without a range"),
-    *(Row(op, attention, "∞", "none without a range", domain="com.microsoft")
-      for op in ("Attention", "MultiHeadAttention", "GroupQueryAttention", "PackedAttention")),
-)  # fmt: skip
+    *(
+        Row(op, attention, "∞", "none without a range", domain="com.microsoft")
+        for op in ("Attention", "MultiHeadAttention", "GroupQueryAttention", "PackedAttention")
+    ),
+)

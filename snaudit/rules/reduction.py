@@ -102,8 +102,9 @@ def cumulative_sum(step: Step) -> tuple[Value, ...]:
     axis, shape = step.constant(1), step.shape(0)
     size = None if axis is None or shape is None else shape[int(axis.ravel()[0])]
     if size is None:
-        raise Unbounded("the length of the cumulative sum is not known", "give its axis a fixed size",
-                        "unknown-shape")  # fmt: skip
+        raise Unbounded(
+            "the length of the cumulative sum is not known", "give its axis a fixed size", "unknown-shape"
+        )
     gain = float(size) if step.norm != "l2" else outward(0.5 / math.sin(math.pi / (4 * size + 2)), 16)
     return (through(step.data(), at_most(gain, "cumulative sum")),)
 
@@ -125,7 +126,11 @@ ROWS: tuple[Row, ...] = (
     Row("ReduceL1", reduce_l1, "√k (l1: 1, linf: k)", "reverse triangle inequality", "known k"),
     Row("ReduceL2", reduce_l2, "1 (linf: √k)", "reverse triangle inequality"),
     Row("TopK", top_k, "1", "sorting is 1-Lipschitz", "sorted = 1"),
-    Row("CumSum", cumulative_sum, "1/(2 sin(π/(4n+2))) (l1, linf: n)", "inverse of the difference", "known n"),
-    *(Row(op, no_constant, "∞", "unbounded slope") for op in ("ReduceSumSquare", "ReduceLogSum", "ReduceProd",
-                                                              "CumProd", "Det")),
-)  # fmt: skip
+    Row(
+        "CumSum", cumulative_sum, "1/(2 sin(π/(4n+2))) (l1, linf: n)", "inverse of the difference", "known n"
+    ),
+    *(
+        Row(op, no_constant, "∞", "unbounded slope")
+        for op in ("ReduceSumSquare", "ReduceLogSum", "ReduceProd", "CumProd", "Det")
+    ),
+)

@@ -44,8 +44,12 @@ class _Kind:
         """The entry that `nearest` takes at each place."""
         down = np.ceil(places - 0.5)
         up = np.floor(places + 0.5)
-        rounded = {"round_prefer_floor": down, "round_prefer_ceil": up,
-                   "floor": np.floor(places), "ceil": np.ceil(places)}  # fmt: skip
+        rounded = {
+            "round_prefer_floor": down,
+            "round_prefer_ceil": up,
+            "floor": np.floor(places),
+            "ceil": np.ceil(places),
+        }
         return np.clip(rounded[self.nearest], 0, size - 1).astype(np.int64)
 
     def matrix(self, size: int, out: int, scale: float) -> np.ndarray:
@@ -125,11 +129,17 @@ def _kind(step: Step) -> _Kind:
     )
     kind = _Kind("linear", *_rest(kind)) if kind.mode == "bilinear" else kind
     if kind.mode not in ("nearest", "linear", "cubic") or coordinates not in _MODES:
-        raise Unbounded(f"Resize with mode {kind.mode}, {coordinates} is not bounded yet",
-                        "use nearest, linear or cubic without cropping", "no-rule")  # fmt: skip
+        raise Unbounded(
+            f"Resize with mode {kind.mode}, {coordinates} is not bounded yet",
+            "use nearest, linear or cubic without cropping",
+            "no-rule",
+        )
     if step.attribute("antialias", 0) or step.attribute("keep_aspect_ratio_policy", "stretch") != "stretch":
-        raise Unbounded("Resize with antialiasing or a kept aspect ratio is not bounded yet",
-                        "use AveragePool, or plain Resize", "no-rule")  # fmt: skip
+        raise Unbounded(
+            "Resize with antialiasing or a kept aspect ratio is not bounded yet",
+            "use AveragePool, or plain Resize",
+            "no-rule",
+        )
     return kind
 
 
@@ -145,7 +155,9 @@ def _extents(step: Step) -> list[tuple[int | None, int | None, float | None]]:
     rank = len(shape) if shape is not None else (None if given is None else len(given))
     if given is None:
         if shape is None or result is None:
-            raise Unbounded("the resized sizes are not known", "make scales or sizes a constant", "unknown-shape")
+            raise Unbounded(
+                "the resized sizes are not known", "make scales or sizes a constant", "unknown-shape"
+            )
         given = sizes = np.array([d if isinstance(d, int) else -1 for d in result])
         same = [a == b for a, b in zip(shape, result, strict=True)]
     else:
@@ -180,8 +192,11 @@ def _axis(kind: _Kind, size: int | None, out: int | None, scale: float | None, s
         return kind.norm(size, out, out / size if scale is None else scale, step)
     whole = scale is not None and scale > 0 and (scale == int(scale) or 1 / scale == int(1 / scale))
     if not whole or kind.coordinates == "align_corners" or not 1 / 16 <= scale <= 16:
-        raise Unbounded("the size that Resize starts from is not known (or too large to build its matrix)",
-                        "fix the input's size, or use a whole scale", "unknown-shape")  # fmt: skip
+        raise Unbounded(
+            "the size that Resize starts from is not known (or too large to build its matrix)",
+            "fix the input's size, or use a whole scale",
+            "unknown-shape",
+        )
     largest = 0.0
     for n in range(1, 8 + int(8 / min(scale, 1.0))):
         length = math.floor(n * scale)
@@ -198,7 +213,12 @@ def _axis(kind: _Kind, size: int | None, out: int | None, scale: float | None, s
 
 
 ROWS: tuple[Row, ...] = (
-    Row("Resize", resize, "norm of the interpolation", "tensor product of one-dimensional maps",
-        "nearest, linear, cubic; no antialiasing"),
+    Row(
+        "Resize",
+        resize,
+        "norm of the interpolation",
+        "tensor product of one-dimensional maps",
+        "nearest, linear, cubic; no antialiasing",
+    ),
     Row("Upsample", resize, "norm of the interpolation", "tensor product of one-dimensional maps"),
-)  # fmt: skip
+)

@@ -15,7 +15,6 @@ from snaudit.broadcasting import Dim, dims, spread
 from snaudit.gains import copies
 from snaudit.rules.interface import CONSTANT, Row, Step, Unbounded, Value, through
 
-
 _MOST_INDICES = 1 << 22  # beyond it, counting index tuples takes too much memory
 
 
@@ -61,8 +60,11 @@ def _counted(step: Step, count: int | None, what: str) -> tuple[Value, ...]:
     if step.norm == "linf":
         return _copied(step, 1)
     if count is None:
-        raise Unbounded(f"how often {step.node.op_type} copies an entry is not known: {what} is not",
-                        f"make {what} a constant", "unknown-shape")  # fmt: skip
+        raise Unbounded(
+            f"how often {step.node.op_type} copies an entry is not known: {what} is not",
+            f"make {what} a constant",
+            "unknown-shape",
+        )
     return _copied(step, count)
 
 
@@ -126,8 +128,11 @@ def scatter(step: Step) -> tuple[Value, ...]:
     Only for constant indices and reduction = none: every entry then appears at most once.
     """
     if step.attribute("reduction", "none") != "none" or 1 in step.varying:
-        raise Unbounded("scattering with a reduction, or to varying places, is not bounded yet",
-                        "use Concat, Where or Add", "no-rule")  # fmt: skip
+        raise Unbounded(
+            "scattering with a reduction, or to varying places, is not bounded yet",
+            "use Concat, Where or Add",
+            "no-rule",
+        )
     return (joint.stack((step.inputs[0], step.inputs[2]), step.norm),)
 
 
@@ -189,7 +194,9 @@ def expand(step: Step) -> tuple[Value, ...]:
 def tile(step: Step) -> tuple[Value, ...]:
     """√m (l2), m (l1), 1 (linf) times the input's, m the product of the repeats."""
     repeats = step.constant(1) if step.opset >= 6 else None
-    return _counted(step, None if repeats is None else math.prod(int(r) for r in repeats.ravel()), "the number of repeats")
+    return _counted(
+        step, None if repeats is None else math.prod(int(r) for r in repeats.ravel()), "the number of repeats"
+    )
 
 
 def _no_rule(step: Step) -> tuple[Value, ...]:
@@ -200,22 +207,58 @@ def _no_rule(step: Step) -> tuple[Value, ...]:
 _COPIES = "√m, m copies of an entry (l1: m, linf: 1)"
 
 ROWS: tuple[Row, ...] = (
-    *(Row(op, selection, "1", "a selection without repetition") for op in (
-        "Identity", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Split", "DepthToSpace",
-        "SpaceToDepth", "Trilu", "ReverseSequence", "CenterCropPad", "Compress")),
+    *(
+        Row(op, selection, "1", "a selection without repetition")
+        for op in (
+            "Identity",
+            "Reshape",
+            "Flatten",
+            "Transpose",
+            "Squeeze",
+            "Unsqueeze",
+            "Slice",
+            "Split",
+            "DepthToSpace",
+            "SpaceToDepth",
+            "Trilu",
+            "ReverseSequence",
+            "CenterCropPad",
+            "Compress",
+        )
+    ),
     *(Row(op, shape_of, "0", "a shape is constant") for op in ("Shape", "Size", "EyeLike")),
     Row("Dropout", dropout, "1", "identity", "inference mode"),
     Row("Gather", gather, _COPIES, "counting", "constant index"),
     Row("GatherElements", gather_elements, _COPIES, "counting", "constant index"),
     Row("GatherND", gather_nd, _COPIES, "counting", "constant index"),
     Row("ScatterND", scatter, "stacked", "each output entry is one entry", "constant index, no reduction"),
-    Row("ScatterElements", scatter, "stacked", "each output entry is one entry", "constant index, no reduction"),
+    Row(
+        "ScatterElements",
+        scatter,
+        "stacked",
+        "each output entry is one entry",
+        "constant index, no reduction",
+    ),
     Row("Scatter", scatter, "stacked", "each output entry is one entry", "constant index"),
     Row("Pad", pad, _COPIES, "counting", "constant pads"),
     Row("Expand", expand, _COPIES, "counting", "known shape"),
     Row("Tile", tile, _COPIES, "counting", "constant repeats"),
-    *(Row(op, _no_rule, "∞", "none yet") for op in (
-        "SequenceConstruct", "SequenceEmpty", "SequenceInsert", "SequenceErase", "SequenceAt", "SequenceLength",
-        "SequenceMap", "ConcatFromSequence", "SplitToSequence", "Optional", "OptionalGetElement",
-        "OptionalHasElement", "TensorScatter")),
-)  # fmt: skip
+    *(
+        Row(op, _no_rule, "∞", "none yet")
+        for op in (
+            "SequenceConstruct",
+            "SequenceEmpty",
+            "SequenceInsert",
+            "SequenceErase",
+            "SequenceAt",
+            "SequenceLength",
+            "SequenceMap",
+            "ConcatFromSequence",
+            "SplitToSequence",
+            "Optional",
+            "OptionalGetElement",
+            "OptionalHasElement",
+            "TensorScatter",
+        )
+    ),
+)

@@ -217,7 +217,7 @@ def _parse_and_call(args: list[str]) -> int:
 def _usage_of(error: Any) -> str:
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "snaudit"
-    message = " ".join(str(error.format_message()).split()).rstrip(".")
+    message = " ".join(str(error.format_message()).split()).rstrip(".").replace("Value error, ", "")
     return f"{message[:1].lower()}{message[1:]}; see `{path} --help`"
 
 

@@ -136,6 +136,10 @@ class _Rewritten(Mapping[str, np.ndarray]):
         for name in names:
             self._recipes.setdefault(name, []).append((form, factor))
 
+    def depth(self, layer: Layer) -> int:
+        """How many scalings the layer's tensors have seen."""
+        return sum(len(self._recipes.get(tensor.name, ())) for tensor in layer.form.tensors)
+
     def __getitem__(self, name: str) -> np.ndarray:
         made: dict[str, np.ndarray] = {}
         for form, factor in self._recipes[name]:
@@ -161,6 +165,8 @@ class _Work:
     which: Measure
     normalize: bool
     stored: _Rewritten = field(default_factory=_Rewritten)
+    settled: dict[str, tuple[int, Bound]] = field(default_factory=dict)
+    """For a layer that was scaled: its bound then, and how many scalings its tensors had seen."""
 
     def bound_of(self, layer: Layer, stored: Mapping[str, np.ndarray]) -> Bound:
         measured = self.meter.measure(layer, stored)
@@ -170,7 +176,7 @@ class _Work:
         """The layer's bound before it is scaled until its proved bound, for the rounded numbers, is
         at most the cap."""
         original = self.bound_of(layer, NOTHING)
-        before = self.bound_of(layer, self.stored) if self.stored else original
+        before = self.bound_of(layer, self.stored) if self.stored.depth(layer) else original
         if not before.bounded:
             bad = not_finite(layer)
             why = bad.message if bad is not None else f"no finite bound by {before.method}"
@@ -192,8 +198,13 @@ class _Work:
         for _ in range(_ROUNDS):
             scaled = layer.form.scaled(factor, self.stored)
             after = self.bound_of(layer, ChainMap(scaled, self.stored))
+            if after.upper == 0.0:
+                raise ConstraintError(
+                    f"{layer.name}: {self.cap:.6g} is below what {layer.dtype} can hold: every entry would be zero"
+                )
             if after.upper <= self.cap:
                 self.stored.add(layer.form, factor, scaled)
+                self.settled[layer.name] = (self.stored.depth(layer), after)
                 return
             if not after.bounded:
                 break
@@ -205,9 +216,11 @@ class _Work:
 
     def change_of(self, layer: Layer, before: Bound) -> Change:
         """What became of a layer once all layers are done: a later one may share its tensors."""
-        if not any(tensor.name in self.stored for tensor in layer.form.tensors):
+        if not self.stored.depth(layer):
             return Change(layer.name, layer.op, layer.dtype, self.which, before, before, 0.0, False)
-        after = self.bound_of(layer, self.stored)
+        depth, after = self.settled.get(layer.name, (-1, before))
+        if depth != self.stored.depth(layer):
+            after = self.bound_of(layer, self.stored)
         if after.upper > self.cap:
             raise ConstraintError(f"{layer.name}: shares numbers with layers that pull it over the cap")
         moved = _relative_change(layer, self.stored)

@@ -292,3 +292,11 @@ def test_what_is_not_capped_is_said(tmp_path: Path) -> None:
     notes = " ".join(snaudit.constrain(tmp_path / "m.pt", max_sigma=CAP).notes)
     assert "q.weight" in notes and "ema" in notes
     assert snaudit.check(tmp_path / "m.constrained.pt", max_sigma=CAP).verdict is snaudit.Verdict.UNDECIDED
+
+
+def test_a_cap_below_the_dtype_is_refused(tmp_path: Path) -> None:
+    torch.save({"w": torch.eye(3, dtype=torch.float16)}, tmp_path / "m.pt")
+    before = digests(tmp_path)
+    with pytest.raises(ConstraintError, match="float16"):
+        snaudit.constrain(tmp_path / "m.pt", max_sigma=1e-30)
+    assert digests(tmp_path) == before

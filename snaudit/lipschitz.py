@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -13,6 +13,7 @@ from snaudit.bound import UNBOUNDED, Bound, Norm, at_most, chain, exactly
 from snaudit.findings import Gap
 from snaudit.patterns import Shortcut
 from snaudit.rules.interface import CONSTANT, Step, Unbounded, Value
+from snaudit.walk import Walk, bodies_of, branches_of, is_default, reads_of, value_of, where_is
 
 __all__ = ["Composition", "Shortcut", "compose"]
 
@@ -41,27 +42,6 @@ class Composition:
     contributions: tuple[tuple[str, float], ...]
 
 
-@dataclass(slots=True)
-class _Walk:
-    """What is known so far of each value that the outputs depend on."""
-
-    model: ir.Model
-    norm: Norm
-    operators: Mapping[ir.Value, Bound]
-    names: Mapping[ir.Value, str]
-    shortcuts: dict[ir.Value, list[Shortcut]]
-    fold: Callable[[ir.Value], np.ndarray | None]
-    inputs: frozenset[ir.Value]
-    values: dict[ir.Value, Value] = field(default_factory=dict)
-    taken: dict[ir.Value, Shortcut] = field(default_factory=dict)
-    gaps: dict[ir.Value, Gap] = field(default_factory=dict)
-    integers: set[ir.Value] = field(default_factory=set)
-    """Constant values that are computed from the numbers in an integer input."""
-    embeddings: list[str] = field(default_factory=list)
-    shaped_by_data: set[ir.Value] = field(default_factory=set)
-    """Values whose shape may depend on the numbers in the network's input."""
-
-
 def compose(
     model: ir.Model,
     norm: Norm,
@@ -81,7 +61,7 @@ def compose(
     walk goes on, so all gaps are found. Only nodes that the outputs depend on count, and a node that
     a shortcut passes does not.
     """
-    walk = _Walk(model, norm, operators, names, {}, fold, frozenset(model.graph.inputs))
+    walk = Walk(model, norm, operators, names, {}, fold, frozenset(model.graph.inputs))
     for shortcut in shortcuts:
         walk.shortcuts.setdefault(shortcut.output, []).append(shortcut)
     order = list(_order(walk, model.graph.outputs))
@@ -90,7 +70,7 @@ def compose(
     return _conclude(walk, order)
 
 
-def _order(walk: _Walk, outputs: Sequence[ir.Value]) -> Iterator[ir.Node]:
+def _order(walk: Walk, outputs: Sequence[ir.Value]) -> Iterator[ir.Node]:
     """The nodes that the outputs depend on, each once, after all that it depends on."""
     done: set[ir.Node] = set()
     stack: list[tuple[ir.Node, bool]] = []
@@ -104,98 +84,30 @@ def _order(walk: _Walk, outputs: Sequence[ir.Value]) -> Iterator[ir.Node]:
             elif node not in done:
                 done.add(node)
                 stack.append((node, True))
-                producers = (value.producer() for value in _reads(walk, node))
+                producers = (value.producer() for value in reads_of(walk, node))
                 stack.extend((p, False) for p in producers if p is not None and p not in done)
 
 
-def _reads(walk: _Walk, node: ir.Node) -> list[ir.Value]:
-    """All values that a node's outputs depend on: its inputs and what its bodies take from outside."""
-    found = [value for value in node.inputs if value is not None]
-    if node.op_type == "If" and _default(node):
-        return found + [value for branch in _branches(walk, node) for value in branch.outputs]
-    for graph in _bodies(node):
-        inner = set(ir.traversal.RecursiveGraphIterator(graph))
-        own = {*graph.inputs, *(v for body in _all_graphs(inner) for v in body.inputs)}
-        used = [*graph.outputs, *(v for n in inner for v in n.inputs if v is not None)]
-        for value in used:
-            if value not in own and (value.producer() is None or value.producer() not in inner):
-                found.append(value)
-    return found
-
-
-def _bodies(node: ir.Node) -> list[ir.Graph]:
-    kinds = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
-    found = [a.value for a in node.attributes.values() if not a.is_ref() and a.type in kinds]
-    return [graph for value in found for graph in (value if isinstance(value, (list, tuple)) else (value,))]
-
-
-def _all_graphs(nodes: set[ir.Node]) -> list[ir.Graph]:
-    return [graph for node in nodes for graph in _bodies(node)]
-
-
-def _branches(walk: _Walk, node: ir.Node) -> list[ir.Graph]:
-    """The branches of an If that may run: one, where its condition is a known constant."""
-    both = [node.attributes[name].as_graph() for name in ("then_branch", "else_branch")]
-    condition = walk.fold(node.inputs[0])
-    if condition is None or condition.size != 1:
-        return both
-    return [both[0] if bool(condition.ravel()[0]) else both[1]]
-
-
-def _default(node: ir.Node) -> bool:
-    return node.domain in ("", "ai.onnx")
-
-
-def _where(node: ir.Node) -> str:
-    return next(n for n in (node.name, *(o.name for o in node.outputs), node.op_type) if n)
-
-
-def _value(walk: _Walk, value: ir.Value) -> Value:
-    """What is known of a value; values that no node makes are judged here, once."""
-    if value not in walk.values:
-        walk.values[value] = _root(walk, value)
-    return walk.values[value]
-
-
-def _root(walk: _Walk, value: ir.Value) -> Value:
-    if value.const_value is not None or "tensor" in value.meta or value.is_initializer():
-        return CONSTANT
-    name = value.name or "?"
-    if value not in walk.inputs:  # a cycle, or a value that nothing makes
-        walk.gaps[value] = Gap(
-            "malformed", name, "graph", "a value that is used before it is made", "repair the model"
-        )
-        return Value(UNBOUNDED, frozenset({f"<{name}>"}))
-    if value.type is not None and not isinstance(value.type, ir.TensorType):
-        reason = "a graph input that is no tensor (a sequence or an optional)"
-        walk.gaps[value] = Gap("no-rule", name, "input", reason, "export the model with tensor inputs")
-        return Value(UNBOUNDED, frozenset({name}))
-    if value.dtype is not None and not value.dtype.is_floating_point():
-        walk.integers.add(value)
-        return CONSTANT
-    return Value(exactly(1.0, "input"), frozenset({name}))
-
-
-def _visit(walk: _Walk, node: ir.Node) -> None:
+def _visit(walk: Walk, node: ir.Node) -> None:
     """Judge a node's outputs, by its rule and by the shortcuts that end at it."""
-    reads = _reads(walk, node)
-    known = [_value(walk, value) for value in reads]
-    if not (_default(node) and node.op_type in SHAPE_ONLY) and any(v in walk.integers for v in reads):
+    reads = reads_of(walk, node)
+    known = [value_of(walk, value) for value in reads]
+    if not (is_default(node) and node.op_type in SHAPE_ONLY) and any(v in walk.integers for v in reads):
         walk.integers.update(node.outputs)
     try:
         results = _judge(walk, node, reads, known)
         gap = None
     except Unbounded as refusal:
-        results, gap = (), Gap(refusal.code, _where(node), node.op_type, str(refusal), refusal.remedy)
+        results, gap = (), Gap(refusal.code, where_is(node), node.op_type, str(refusal), refusal.remedy)
         if refusal.code == "unknown-shape" and any(not value.lip.bounded for value in known):
             gap = None  # a shape that is missing behind another gap is that one's fault
     except _MALFORMED as error:
         reason = f"its attributes or inputs make no sense ({type(error).__name__})"
-        results, gap = (), Gap("malformed", _where(node), node.op_type, reason, "repair the node")
+        results, gap = (), Gap("malformed", where_is(node), node.op_type, reason, "repair the node")
     if results and len(results) < len(node.outputs):
         reason = f"output {len(results)} has no rule"
-        gap = Gap("no-rule", _where(node), node.op_type, reason, "use its first output only")
-    sources = frozenset().union(*(v.sources for v in known)) or frozenset({f"<{_where(node)}>"})
+        gap = Gap("no-rule", where_is(node), node.op_type, reason, "use its first output only")
+    sources = frozenset().union(*(v.sources for v in known)) or frozenset({f"<{where_is(node)}>"})
     for index, output in enumerate(node.outputs):
         if index < len(results):
             walk.values[output] = results[index]
@@ -208,12 +120,12 @@ def _visit(walk: _Walk, node: ir.Node) -> None:
         _shorten(walk, node)
 
 
-def _shorten(walk: _Walk, node: ir.Node) -> None:
+def _shorten(walk: Walk, node: ir.Node) -> None:
     """Take the shortcuts to a node's outputs that are better than its rule's result."""
     opset = walk.model.graph.opset_imports.get("", 0)
     written_out = list(patterns.find(node, walk.fold, walk.norm, opset))
     for shortcut in (*(s for o in node.outputs for s in walk.shortcuts.get(o, ())), *written_out):
-        source, current = _value(walk, shortcut.source), walk.values[shortcut.output]
+        source, current = value_of(walk, shortcut.source), walk.values[shortcut.output]
         if source.jumps or current.jumps or source.is_constant or not shortcut.bound.bounded:
             continue
         short = chain(source.lip, shortcut.bound)
@@ -223,14 +135,14 @@ def _shorten(walk: _Walk, node: ir.Node) -> None:
             walk.taken[shortcut.output] = shortcut
 
 
-def _judge(walk: _Walk, node: ir.Node, reads: list[ir.Value], known: list[Value]) -> tuple[Value, ...]:
+def _judge(walk: Walk, node: ir.Node, reads: list[ir.Value], known: list[Value]) -> tuple[Value, ...]:
     """The Values of a node's outputs. Raises Unbounded."""
-    op, domain = node.op_type, "" if _default(node) else node.domain
+    op, domain = node.op_type, "" if is_default(node) else node.domain
     if any(key[0] in (node.domain, domain) and key[1] == op for key in walk.model.functions):
         reason = "a function of the model's own is not looked into yet"
         raise Unbounded(reason, "inline the model's functions", "no-rule")
-    nested = [n for graph in _bodies(node) for n in ir.traversal.RecursiveGraphIterator(graph)]
-    if any(_default(n) and n.op_type in RANDOM for n in (node, *nested) if op != "If"):
+    nested = [n for graph in bodies_of(node) for n in ir.traversal.RecursiveGraphIterator(graph)]
+    if any(is_default(n) and n.op_type in RANDOM for n in (node, *nested) if op != "If"):
         raise Unbounded(f"{op} is random: it has no one value", _EVAL, "random")
     varying = [value for value in known if not value.is_constant]
     if not varying and not (not domain and op in ("Dropout", "If")):
@@ -251,26 +163,39 @@ def _judge(walk: _Walk, node: ir.Node, reads: list[ir.Value], known: list[Value]
         raise Unbounded(
             reason, "replace the step by a continuous function, or take it out of the model", "step"
         )
-    inputs = tuple(None if v is None else _value(walk, v) for v in node.inputs)
+    inputs = tuple(None if v is None else value_of(walk, v) for v in node.inputs)
     opset = walk.model.graph.opset_imports.get(domain) or walk.model.graph.opset_imports.get("ai.onnx", 0)
     if not opset and not domain:
         raise Unbounded("the model does not say its opset", "repair the model", "malformed")
     return row.rule(Step(node, inputs, walk.norm, opset, walk.operators.get(node.outputs[0]), walk.fold))
 
 
-def _shape_of(walk: _Walk, node: ir.Node, value: Value) -> tuple[Value, ...]:
+def _shape_of(walk: Walk, node: ir.Node, value: Value) -> tuple[Value, ...]:
     """A shape is constant, unless something before it makes shapes out of numbers (NonZero, an op
     that nobody knows): then it jumps."""
     if node.inputs[0] not in walk.shaped_by_data:
         return (CONSTANT,)
-    return (Value(UNBOUNDED, value.sources, jumps=_where(node)),)
+    return (Value(UNBOUNDED, value.sources, jumps=where_is(node)),)
 
 
-def _shapes_by_data(walk: _Walk, node: ir.Node, reads: Iterable[ir.Value], gap: Gap | None) -> None:
+_SHAPED_BY_SHAPES = frozenset(
+    {"product", "needs-range", "recurrent", "unknown-shape", "bad-constant", "no-constant", "unmeasured-weight"}
+)
+"""Gaps of ops whose result's shape follows from shapes alone, whatever keeps them from a constant."""
+_SIZED_BY = {
+    "Resize": 1, "Upsample": 1, "Reshape": 1, "Expand": 1, "Tile": 1, "Pad": 1, "Slice": 1, "Split": 1, "TopK": 1,
+    "Compress": 1, "OneHot": 1, "CenterCropPad": 1, "Squeeze": 1, "Unsqueeze": 1, "ConstantOfShape": 0, "Range": 0,
+}  # fmt: skip
+"""From which input on the numbers of these ops' inputs decide the shape of their result."""
+
+
+def _shapes_by_data(walk: Walk, node: ir.Node, reads: Iterable[ir.Value], gap: Gap | None) -> None:
     """Note which outputs' shapes may depend on the numbers in the network's input."""
     known = all(o.shape is not None and all(isinstance(d, int) for d in o.shape) for o in node.outputs)
     steps = any(walk.values[o].jumps for o in node.outputs)
-    opaque = gap is not None and gap.code in ("no-rule", "control-flow", "step", "malformed", "random")
+    slots = node.inputs[_SIZED_BY[node.op_type]:] if node.op_type in _SIZED_BY else ()
+    sized = any(v is not None and not value_of(walk, v).is_constant for v in slots)
+    opaque = sized or (gap is not None and gap.code not in _SHAPED_BY_SHAPES)
     if not known and (steps or opaque or any(value in walk.shaped_by_data for value in reads)):
         walk.shaped_by_data.update(node.outputs)
 
@@ -284,25 +209,25 @@ def _unknown(node: ir.Node, op: str, domain: str) -> Unbounded:
     return Unbounded(f"no rule for {name}", "use standard ONNX ops, or write a rule (docs)", "no-rule")
 
 
-def _constant(walk: _Walk, node: ir.Node) -> tuple[Value, ...]:
+def _constant(walk: Walk, node: ir.Node) -> tuple[Value, ...]:
     """CONSTANT for each output, but for an embedding: rows of a table that an integer input picks."""
-    if _default(node) and node.op_type == "Gather":
+    if is_default(node) and node.op_type == "Gather":
         table, index = node.inputs[:2]
         kind = table.dtype or node.outputs[0].dtype
         real = kind is None or kind.is_floating_point()
         if index in walk.integers and table not in walk.integers and real:
-            name = _where(node)
+            name = where_is(node)
             walk.embeddings.append(name)
             return (Value(exactly(1.0, "embedding"), frozenset({f"embedding {name}"})),)
     return (CONSTANT,) * len(node.outputs)
 
 
-def _chosen(walk: _Walk, node: ir.Node) -> tuple[Value, ...]:
+def _chosen(walk: Walk, node: ir.Node) -> tuple[Value, ...]:
     """An If whose condition does not vary: the larger of the branches that may run."""
-    if not _value(walk, node.inputs[0]).is_constant:
+    if not value_of(walk, node.inputs[0]).is_constant:
         reason = "a condition that depends on the network's input switches between two functions"
         raise Unbounded(reason, "take the condition out of the model", "control-flow")
-    branches = [[_value(walk, value) for value in graph.outputs] for graph in _branches(walk, node)]
+    branches = [[value_of(walk, value) for value in graph.outputs] for graph in branches_of(walk, node)]
     return tuple(_larger(pair) for pair in zip(*branches, strict=True))
 
 
@@ -315,7 +240,7 @@ def _larger(values: Sequence[Value]) -> Value:
     return Value(at_most(upper, "the larger branch", grade), sources, jumps)
 
 
-def _conclude(walk: _Walk, order: list[ir.Node]) -> Composition:
+def _conclude(walk: Walk, order: list[ir.Node]) -> Composition:
     graph = walk.model.graph
     finals = [_final(walk, output) for output in graph.outputs]
     reached = _reached(walk, graph.outputs)
@@ -343,9 +268,9 @@ def _conclude(walk: _Walk, order: list[ir.Node]) -> Composition:
     )
 
 
-def _final(walk: _Walk, output: ir.Value) -> Value:
+def _final(walk: Walk, output: ir.Value) -> Value:
     """What is known of a graph output; a step function has no bound there either."""
-    value = _value(walk, output)
+    value = value_of(walk, output)
     if value.jumps is None:
         return value
     op = output.producer().op_type if output.producer() is not None else "output"
@@ -354,24 +279,24 @@ def _final(walk: _Walk, output: ir.Value) -> Value:
     return Value(UNBOUNDED, value.sources)
 
 
-def _reached(walk: _Walk, outputs: Sequence[ir.Value]) -> dict[ir.Value, None]:
+def _reached(walk: Walk, outputs: Sequence[ir.Value]) -> dict[ir.Value, None]:
     """The values that the bound rests on: behind a shortcut only its source."""
     reached: dict[ir.Value, None] = {}
     stack = list(outputs)
     while stack:
         value = stack.pop()
-        if value in reached or _value(walk, value).is_constant:
+        if value in reached or value_of(walk, value).is_constant:
             continue
         reached[value] = None
         if value in walk.taken:
             stack.append(walk.taken[value].source)
         elif value.producer() is not None:
-            stack.extend(_reads(walk, value.producer()))
+            stack.extend(reads_of(walk, value.producer()))
     return reached
 
 
 def _assumptions(
-    walk: _Walk, order: list[ir.Node], reached: dict[ir.Value, None], stacked: Value
+    walk: Walk, order: list[ir.Node], reached: dict[ir.Value, None], stacked: Value
 ) -> tuple[str, ...]:
     graph = walk.model.graph
     found = []
@@ -394,14 +319,14 @@ def _assumptions(
 
 
 def _contributions(
-    walk: _Walk, order: list[ir.Node], reached: dict[ir.Value, None]
+    walk: Walk, order: list[ir.Node], reached: dict[ir.Value, None]
 ) -> Iterator[tuple[str, float]]:
     """The factors along the way: each layer's norm, each shortcut's, and what other ops multiply by."""
     for node in order:
         output = next((o for o in node.outputs if o in reached), None)
         if output is None:
             continue
-        name = walk.names.get(output) or _where(node)
+        name = walk.names.get(output) or where_is(node)
         varying = [v for v in map(walk.values.get, node.inputs) if v is not None and not v.is_constant]
         if output in walk.taken:
             yield walk.taken[output].name, walk.taken[output].bound.upper

@@ -30,6 +30,13 @@ _NO_MATRIX = {
 }  # fmt: skip
 """Ops whose other constants are no matrix that the network applies: added, multiplied entry by entry,
 shapes, indices, biases. A constant of two axes or more in any other op may be one, and is named."""
+_WEIGHT_SLOTS = {
+    "MatMul": (0, 1), "Gemm": (0, 1), "Conv": (1,), "ConvTranspose": (1,), "LSTM": (1, 2), "GRU": (1, 2), "RNN": (1, 2),
+}  # fmt: skip
+_MOVES = {
+    "Identity", "Reshape", "Transpose", "Expand", "Tile", "Gather", "GatherND", "Slice", "Split", "Concat", "Where",
+    "Cast", "Squeeze", "Unsqueeze", "Flatten",
+}  # fmt: skip
 _INTEGER_WEIGHTS = "integer weights"
 
 
@@ -40,6 +47,8 @@ class _Reading:
     used: set[str] = field(default_factory=set)
     why_not: dict[str, str] = field(default_factory=dict)
     missed: dict[str, str] = field(default_factory=dict)
+    behind: dict[str, str] = field(default_factory=dict)
+    attributes: dict[str, str] = field(default_factory=dict)
 
 
 def extract_from_graph(graph: ir.Model, tensors: Mapping[str, Tensor]) -> Extraction:
@@ -49,10 +58,11 @@ def extract_from_graph(graph: ir.Model, tensors: Mapping[str, Tensor]) -> Extrac
         for layer in _layers_of(node, reading):
             _add(reading, layer, node)
     left_out = [
-        _left_out(tensor, reading.why_not.get(name), reading.missed.get(name))
+        _left_out(tensor, reading.why_not.get(name), reading.missed.get(name) or reading.behind.get(name))
         for name, tensor in tensors.items()
-        if name not in reading.used
+        if name not in reading.used or name in reading.missed
     ]
+    left_out += [LeftOut(name, reason, missed=True) for name, reason in reading.attributes.items()]
     return Extraction(tuple(reading.layers.values()), tuple(left_out))
 
 
@@ -83,24 +93,59 @@ def _add(reading: _Reading, layer: Layer, node: ir.Node) -> None:
 
 def _layers_of(node: ir.Node, reading: _Reading) -> Iterator[Layer]:
     """The layers of one node; for each other constant input, the reason why it is none."""
-    op = node.op_type
+    op, own = node.op_type, set[str]()
     find = _FINDERS.get((_domain(node), op))
     if find is not None:
         for layer in find(node):
-            reading.used.update(tensor.name for tensor in layer.form.tensors)
+            own.update(tensor.name for tensor in layer.form.tensors)
             yield layer
+    reading.used |= own
+    _look_behind(node, reading)
     for value in node.inputs:
         if value is None or not folding.is_constant(value):
             continue
         reason = f"{_INTEGER_WEIGHTS} of {op}" if op in _QUANTIZED else f"no weight matrix of {op}"
         for tensor in folding.roots(value):
             reading.why_not[tensor.name] = reason
-            if op in _QUANTIZED or _domain(node) or op not in _NO_MATRIX:
+            known = tensor.name in own or not (op in _QUANTIZED or _domain(node) or op not in _NO_MATRIX)
+            if not known and max(_rank(value), len(tensor.shape)) > 1:
                 reading.missed.setdefault(tensor.name, reason.replace("no weight", "perhaps a weight"))
 
 
+def _rank(value: ir.Value) -> int:
+    return 0 if value.shape is None else len(value.shape)
+
+
+def _look_behind(node: ir.Node, reading: _Reading) -> None:
+    """Note weights that reach a node through steps that depend on its input (an index, a shape, a
+    modulation), so that no constant is left to measure; and weights that stand in attributes."""
+    if _domain(node):
+        for name, attribute in node.attributes.items():
+            if attribute.type == ir.AttributeType.FLOATS and attribute.value and len(attribute.value) > 4:
+                where = node.name or node.outputs[0].name or node.op_type
+                reading.attributes[f"{where}.{name}"] = f"perhaps a weight matrix of {node.op_type}"
+    slots = _WEIGHT_SLOTS.get(node.op_type) if not _domain(node) else None
+    through = _MOVES if node.op_type == "MatMul" else _MOVES | {"Mul", "Div"}
+    stack = [node.inputs[i] for i in slots or () if i < len(node.inputs)]
+    seen: set[ir.Value] = set()
+    while stack:
+        value = stack.pop()
+        maker = None if value is None or value in seen else value.producer()
+        if maker is None or folding.is_constant(value) or _domain(maker) or maker.op_type not in through:
+            continue
+        seen.add(value)
+        for part in maker.inputs:
+            if part is not None and folding.is_constant(part):
+                for tensor in folding.roots(part):
+                    if tensor.is_real and len(tensor.shape) > 1:
+                        text = f"a weight of {node.op_type} that {maker.op_type} picks or changes while it runs"
+                        reading.behind.setdefault(tensor.name, text)
+            else:
+                stack.append(part)
+
+
 def _left_out(tensor: Tensor, reason: str | None, missed: str | None) -> LeftOut:
-    if missed is not None and len(tensor.shape) > 1 and tensor.dtype not in ("int64", "bool"):
+    if missed is not None and tensor.dtype not in ("int64", "bool"):
         return LeftOut(tensor.name, missed, missed=True)
     if not tensor.is_real:
         narrow = tensor.dtype in ("int4", "uint4", "int8", "uint8") and len(tensor.shape) > 1
@@ -133,7 +178,8 @@ def _form(node: ir.Node, index: int) -> Form | None:
     array = folding.evaluate(value)
     if array.dtype.kind in "iub":
         return None
-    digest = hashlib.blake2b(np.ascontiguousarray(array).tobytes(), digest_size=16).digest()
+    content = f"{array.dtype} {array.shape} ".encode() + np.ascontiguousarray(array).tobytes()
+    digest = hashlib.blake2b(content, digest_size=16).digest()
     return Folded(value, roots, tuple(array.shape), _handle(value), digest)
 
 

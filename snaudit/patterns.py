@@ -104,7 +104,7 @@ class _Graph:
             ]
         else:
             limits = [self.scalar(v) for v in (*node.inputs[1:3], None, None)[:2]]
-        if None in limits or limits[0] > limits[1]:
+        if None in limits or not (math.isfinite(limits[0]) and limits[0] <= limits[1] < math.inf):
             return None
         return node.inputs[0], float(limits[0]), float(limits[1])
 

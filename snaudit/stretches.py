@@ -94,6 +94,9 @@ def _around(layer: Layer, output: ir.Value) -> Stretch | None:
         return None
     if node.op_type == "Gemm" and _transposes(node):
         return None
+    others = [v for v in node.inputs[2:] if v is not None]
+    if not all(np.isfinite(folding.evaluate(v).astype(np.float64)).all() for v in others):
+        return None  # a bias that is no number: the rule's to refuse, not ours to pass by
     rows, columns = _channels(layer)
     axis = 1 if layer.geometry is not None else -1
     after, last = _follow(output, rows, axis, layer)
@@ -165,6 +168,8 @@ def _scaling(node: ir.Node, data: ir.Value, channels: int, axis: int, layer: Lay
     if node.op_type == "Div" and left is not data:
         return None
     constant = folding.evaluate(other).astype(np.float64)
+    if not np.isfinite(constant).all():
+        return None
     per_channel = _per_channel(constant, channels, axis, layer)
     if per_channel is None or not _keeps_shape(node, data):
         return None
@@ -189,7 +194,10 @@ def _batch_normalization(
     constants = [v for v in node.inputs[1:5] if v is not None and folding.is_constant(v)]
     if len(constants) != 4:
         return None
-    gamma, _, _, variance = (folding.evaluate(v).astype(np.float64).ravel() for v in constants)
+    parts = [folding.evaluate(v).astype(np.float64).ravel() for v in constants]
+    if not all(np.isfinite(part).all() for part in parts):
+        return None
+    gamma, _, _, variance = parts
     epsilon = node.attributes.get("epsilon")
     with np.errstate(all="ignore"):
         scale = gamma / np.sqrt(variance + (_DEFAULT_EPSILON if epsilon is None else float(epsilon.value)))

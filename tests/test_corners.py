@@ -174,3 +174,88 @@ def test_a_piece_that_is_used_twice_counts_twice(tmp_path: Path) -> None:
     model.graph.initializer.append(numpy_helper.from_array(np.array([3, 3]), "sizes"))
     upper = network_of(model, tmp_path).bound.upper
     assert np.sqrt(2) <= upper <= np.sqrt(2) * (1 + 1e-12)
+
+
+def audit_of(model: onnx.ModelProto, folder: Path) -> snaudit.Report:
+    (folder / "m.onnx").write_bytes(model.SerializeToString())
+    return snaudit.check(folder / "m.onnx", max_sigma=2.0, max_lipschitz=1e4)
+
+
+def test_the_size_of_what_data_resizes_jumps(tmp_path: Path) -> None:
+    """Upsample by scales that depend on the input, then count: a step function."""
+    nodes = [
+        helper.make_node("Cast", ["x"], ["f"], to=onnx.TensorProto.FLOAT),
+        helper.make_node("Reshape", ["f", "flat"], ["r"]),
+        helper.make_node("Relu", ["r"], ["p"]),
+        helper.make_node("Add", ["p", "one"], ["scales"]),
+        helper.make_node("Upsample", ["f", "scales"], ["u"], mode="nearest"),
+        helper.make_node("Size", ["u"], ["n"]),
+        helper.make_node("Cast", ["n"], ["c"], to=DOUBLE),
+        helper.make_node("Add", ["x", "c"], ["y"]),
+    ]
+    model = model_of(nodes, [("x", [1, 2])], opset=9)
+    model.graph.initializer.append(numpy_helper.from_array(np.array([-1]), "flat"))
+    model.graph.initializer.append(numpy_helper.from_array(np.ones(2, np.float32), "one"))
+    assert stretch(model, np.full((1, 2), 0.99), np.full((1, 2), 1.01)) > 30
+    assert not network_of(model, tmp_path).bound.bounded
+
+
+BIG = 1000.0 * np.eye(3)
+HIDDEN = {
+    "Expand": [
+        helper.make_node("Shape", ["x"], ["s"]),
+        helper.make_node("Slice", ["s", "zero", "one"], ["b"]),
+        helper.make_node("Concat", ["b", "square"], ["e"], axis=0),
+        helper.make_node("Expand", ["big", "e"], ["w"]),
+        helper.make_node("MatMul", ["h", "w"], ["y"]),
+    ],
+    "Einsum": [helper.make_node("Einsum", ["h", "big"], ["y"], equation="bij,jk->bik")],
+    "Where": [
+        helper.make_node("Where", ["pick", "big", "small"], ["w"]),
+        helper.make_node("MatMul", ["h", "w"], ["y"]),
+    ],
+}
+
+
+@pytest.mark.parametrize("op", HIDDEN)
+def test_a_matrix_that_is_not_measured_keeps_the_gate_open(tmp_path: Path, op: str) -> None:
+    nodes = [helper.make_node("MatMul", ["x", "small"], ["h"]), *HIDDEN[op]]
+    weights = [("small", np.eye(3) * 0.5), ("big", BIG)]
+    model = model_of(nodes, [("x", ["n", 3, 3])], weights)
+    for name, values in (("zero", [0]), ("one", [1]), ("square", [3, 3])):
+        model.graph.initializer.append(numpy_helper.from_array(np.array(values), name))
+    if op == "Where":
+        model.graph.input.append(helper.make_tensor_value_info("pick", onnx.TensorProto.BOOL, [1]))
+    report = audit_of(model, tmp_path)
+    assert report.verdict is snaudit.Verdict.UNDECIDED
+    assert any(item.name == "big" and item.missed for item in report.left_out)
+
+
+def test_a_stretch_does_not_step_over_a_bias_that_is_no_number(tmp_path: Path) -> None:
+    nodes = [helper.make_node("Gemm", ["x", "w", "b"], ["g"]), helper.make_node("Mul", ["g", "s"], ["y"])]
+    weights = [("w", np.eye(3)), ("b", [np.inf, 0.0, 0.0]), ("s", [0.5, 1.0, 1.0])]
+    report = audit_of(model_of(nodes, [("x", [1, 3])], weights), tmp_path)
+    assert not report.network.bound.bounded and report.verdict is not snaudit.Verdict.PASS
+
+
+def test_equal_bytes_of_unlike_dtypes_are_two_weights(tmp_path: Path) -> None:
+    bits = np.full((2, 2), 0x7000, np.uint16)
+    nodes = []
+    tensors = []
+    for name, kind in (("a", onnx.TensorProto.FLOAT16), ("b", onnx.TensorProto.BFLOAT16)):
+        zero = helper.make_tensor(f"{name}0", kind, [2, 2], np.zeros((2, 2), np.uint16).tobytes(), raw=True)
+        tensors += [helper.make_tensor(name, kind, [2, 2], bits.tobytes(), raw=True), zero]
+        nodes.append(helper.make_node("Add", [name, f"{name}0"], [f"{name}w"]))
+    nodes += [helper.make_node("MatMul", ["x", "aw"], ["m"]), helper.make_node("MatMul", ["z", "bw"], ["y"])]
+    inputs = [
+        helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT16, [1, 2]),
+        helper.make_tensor_value_info("z", onnx.TensorProto.BFLOAT16, [1, 2]),
+    ]
+    outputs = [
+        helper.make_tensor_value_info("m", onnx.TensorProto.FLOAT16, None),
+        helper.make_tensor_value_info("y", onnx.TensorProto.BFLOAT16, None),
+    ]
+    graph = helper.make_graph(nodes, "g", inputs, outputs, tensors)
+    report = audit_of(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), tmp_path)
+    tops = sorted(layer.sigma.upper for layer in report.layers)
+    assert len(tops) == 2 and tops[0] < 2e4 and tops[1] > 1e29

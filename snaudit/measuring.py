@@ -14,7 +14,7 @@ from snaudit.forms import NOTHING, Stored
 from snaudit.layers import Layer
 from snaudit.linear import AnyMap, BlockDiagonal, Convolution, Dense, LowRank, flat
 from snaudit.rounding import frobenius_up, gamma
-from snaudit.sigma.interface import Options, PowerEstimate
+from snaudit.sigma.interface import NOT_FINITE, Options, PowerEstimate
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ class Meter:
         if layer.assumption:
             first, second = (replace(bound, grade=Grade.ASSUMED) for bound in (first, second))
         power = None
-        if first.method != "not finite" and self.settings.iterations > 0:
+        if first.method != NOT_FINITE and self.settings.iterations > 0:
             power = sigma.power_estimate(matrix, self.settings.iterations, self.settings.seed)
         spectrum, condition = _spectrum(matrix) if self.settings.spectrum and first.bounded else (None, None)
         return Measured(first, second, power, _frobenius(matrix), spectrum, condition)

@@ -13,12 +13,9 @@ from snaudit.findings import Finding, LayerResult, NetworkResult, Verdict
 from snaudit.layers import matches, select
 from snaudit.model import LeftOut
 from snaudit.numerals import GRADE_MEANS, apart, at_least, at_most, exact
+from snaudit.sigma.interface import NOT_FINITE
 
 Measure = Literal["operator", "matrix"]
-
-NOT_FINITE = "not finite"
-"""The method of a bound of a weight that holds NaN or infinities: it keeps no limit."""
-
 
 @dataclass(frozen=True, slots=True)
 class Limits:

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import typer
 from conftest import ROOT
-from reports import HOSTILE, computed, everything, layer, network, report
+from reports import HOSTILE, computed, everything, network, report
 
 from snaudit import cli, constraints, pipeline
 from snaudit.bound import Grade

@@ -13,7 +13,7 @@ from snaudit.formats.interface import Format
 from snaudit.formats.npz import NPZ
 from snaudit.formats.onnx import ONNX
 from snaudit.formats.pytorch import PT2, TORCH_LEGACY, TORCH_ZIP, TORCHSCRIPT
-from snaudit.formats.safetensors import SAFETENSORS, SHARDED
+from snaudit.formats.safetensors import INDEX, SAFETENSORS, SHARDED
 from snaudit.formats.source import Source
 from snaudit.model import Model
 
@@ -31,8 +31,6 @@ FORMATS: tuple[Format, ...] = (
 
 SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".tar", ".jit", ".pt2", ".safetensors", ".npz", ".onnx")
 """The names under which model files go; only for finding one in a folder, never to read one."""
-
-INDEX = ".safetensors.index.json"
 
 _KNOWN_STRANGERS = (
     (b"version https://git-lfs.github.com/spec/", "a git-lfs pointer, not the model: run `git lfs pull`"),

@@ -23,7 +23,7 @@ from snaudit.formats.storage import Edit, check_shape, decode, dtype_of, free_na
 from snaudit.model import LeftOut, Model, Tensor
 
 _MOST_HEADER = 100_000_000
-_INDEX = ".safetensors.index.json"
+INDEX = ".safetensors.index.json"
 
 _DTYPES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",

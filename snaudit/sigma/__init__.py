@@ -12,7 +12,7 @@ from snaudit.bound import UNBOUNDED, Bound, Norm, exactly
 from snaudit.errors import UsageError
 from snaudit.linear import AnyMap, BlockDiagonal, Convolution, Dense, LowRank
 from snaudit.sigma import certificate, fourier, power, sums, svd
-from snaudit.sigma.interface import Method, Options, PowerEstimate
+from snaudit.sigma.interface import NOT_FINITE, Method, Options, PowerEstimate
 from snaudit.sigma.power import power_estimate
 from snaudit.sigma.svd import singular_values
 
@@ -42,7 +42,7 @@ def measure(map: AnyMap, norm: Norm = "l2", options: Options = Options()) -> Bou
         return exactly(0.0, "empty")
     with np.errstate(all="ignore"):  # infinities, underflow: accounted for
         if not all(np.isfinite(array).all() for array in arrays):
-            return replace(UNBOUNDED, method="not finite")
+            return replace(UNBOUNDED, method=NOT_FINITE)
         map = _without_taps(map, norm)
         method, _ = choose(map, norm, options)
         bound = method.measure(map, norm, options)

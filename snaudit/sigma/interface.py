@@ -9,6 +9,10 @@ from snaudit.bound import Bound, Grade, Norm
 from snaudit.linear import AnyMap
 
 
+NOT_FINITE = "not finite"
+"""The method of the bound of a weight that holds NaN or infinities: it is unbounded and keeps no limit."""
+
+
 @dataclass(frozen=True, slots=True)
 class Options:
     """How to measure: `rtol` is the width that an enclosure of a convolution is narrowed to."""

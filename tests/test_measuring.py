@@ -126,3 +126,19 @@ def test_u_and_v_that_fit_both_axes_and_neither_leave_an_assumption(tmp_path: Pa
     assert any("assumed" in note for note in layer.notes)
     report = snaudit.check(tmp_path / "m.pt", max_sigma=1e9)
     assert report.verdict is snaudit.Verdict.UNDECIDED
+
+
+def test_a_chain_is_bounded_by_its_product_and_attains_it(tmp_path: Path) -> None:
+    """Aligned top directions and a BatchNorm: the bound of a bare checkpoint is the chain's own norm."""
+    state = {
+        "a.weight": torch.diag(torch.tensor([3.0, 0.5])),
+        "bn.weight": torch.tensor([2.0, 0.1]),
+        "bn.bias": torch.zeros(2),
+        "bn.running_mean": torch.zeros(2),
+        "bn.running_var": torch.tensor([4.0, 1.0]),
+        "b.weight": torch.diag(torch.tensor([0.25, 0.1])),
+    }
+    torch.save(state, tmp_path / "m.pt")
+    bound = snaudit.audit(tmp_path / "m.pt").network.bound
+    assert bound.grade is Grade.ASSUMED
+    assert 0.75 <= bound.upper <= 0.75 * (1 + 1e-8)

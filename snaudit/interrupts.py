@@ -6,6 +6,7 @@ import contextlib
 import signal
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
@@ -24,6 +25,17 @@ class Interrupted(BaseException):
         self.signum = signum
 
 
+@dataclass(slots=True)
+class _Held:
+    """How many `uninterrupted` blocks are open, and what arrived in them."""
+
+    depth: int = 0
+    signum: int | None = None
+
+
+_held = _Held()
+
+
 @contextlib.contextmanager
 def signals_raise() -> Iterator[None]:
     """Within the block the signals raise Interrupted, so that half-written files are removed.
@@ -34,7 +46,10 @@ def signals_raise() -> Iterator[None]:
     """
 
     def stop(signum: int, frame: FrameType | None) -> None:
-        raise Interrupted(signum)
+        if _held.depth:
+            _held.signum = signum
+        else:
+            raise Interrupted(signum)
 
     def lost(unraisable: Any) -> None:
         if not isinstance(unraisable.exc_value, Interrupted):
@@ -66,7 +81,24 @@ def interrupt_behind(error: BaseException | None) -> Interrupted | KeyboardInter
 
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Within the block the signals wait; they arrive when it ends. For blocks of microseconds."""
+    """Within the block the signals wait; they arrive when it ends. For blocks of microseconds.
+
+    The mask is the main thread's alone: a signal that another thread takes (a runtime's pool, a
+    timer) still calls the handler here, which then only notes it.
+    """
+    _held.depth += 1
+    try:
+        with _masked():
+            yield
+    finally:
+        _held.depth -= 1
+        if not _held.depth and _held.signum is not None:
+            signum, _held.signum = _held.signum, None
+            raise Interrupted(signum)
+
+
+@contextlib.contextmanager
+def _masked() -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return

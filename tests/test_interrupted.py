@@ -312,3 +312,28 @@ def test_the_new_model_is_the_constrained_one(tmp_path: Path, forker: Forker) ->
         numpy_helper.to_array(held.graph.initializer[0]).astype(np.float64), compute_uv=False
     )[0]
     assert 0.5 * (1 - 1e-5) <= sigma <= 0.5 * (1 + 1e-12)
+
+
+def test_a_signal_that_another_thread_takes_waits_too() -> None:
+    import os
+    import signal
+    import threading
+    import time
+
+    from snaudit.interrupts import Interrupted, signals_raise, uninterrupted
+
+    stay = threading.Event()
+    thread = threading.Thread(target=stay.wait, daemon=True)
+    thread.start()
+    done = []
+    try:
+        with signals_raise(), pytest.raises(Interrupted):
+            with uninterrupted():
+                os.kill(os.getpid(), signal.SIGHUP)  # blocked here, so the other thread takes it
+                time.sleep(0.05)
+                done.append("the whole block")
+            done.append("not beyond it")
+    finally:
+        stay.set()
+        thread.join()
+    assert done == ["the whole block"]

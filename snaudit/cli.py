@@ -91,6 +91,7 @@ def _constrain(
     max_sigma: opt.Cap,
     model: opt.ModelOrNone = None,
     measure: opt.CapMeasure = opt.Measure.operator,
+    how: opt.HowChoice = opt.How.scale,
     normalize: opt.Normalize = False,
     key: opt.Key = None,
     seed: opt.Seed = 0,
@@ -109,6 +110,7 @@ def _constrain(
 
         settings = {"key": key, "seed": seed, "device": device.value}
         options = {
+            "how": how.value,
             "normalize": normalize,
             "measure": measure.value,
             "layers": tuple(layers or ()),

@@ -2,7 +2,7 @@
 
 Spectral norm constraint (Yoshida & Miyato 2017; Gouk et al. 2021): a weight whose σ exceeds the cap
 is scaled down as a whole so that its σ equals it; spectral normalization (Miyato et al. 2018) scales
-every weight. The scale is cap/upper with the *certified* upper end, and the cap is proved again for
+every weight; a clip sets only the singular values above the cap to it (`projections`). The scale is cap/upper with the *certified* upper end, and the cap is proved again for
 the rounded numbers and for the bytes on disk, because rounding to the stored dtype can raise σ.
 """
 
@@ -11,28 +11,33 @@ from __future__ import annotations
 import math
 import os
 from collections import ChainMap
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from snaudit import formats
+from snaudit import formats, projections
 from snaudit.bound import Bound, Grade
 from snaudit.errors import ConstraintError, EmptyModel, SoundnessError, UsageError, WriteError
 from snaudit.extraction import extract
 from snaudit.findings import Settings
-from snaudit.forms import NOTHING, Form, SpectralNorm
+from snaudit.forms import NOTHING, SpectralNorm
 from snaudit.layers import Extraction, Layer, select
 from snaudit.linear import LowRank
 from snaudit.measuring import Meter, not_finite
 from snaudit.model import Model
-from snaudit.outputs import OutputChange, compare_outputs
-from snaudit.writing import check_target, write_model
+from snaudit.outputs import OutputChange
+from snaudit.rewriting import Rewritten, write
+from snaudit.writing import check_target
 
 Measure = Literal["operator", "matrix"]
+How = Literal["scale", "normalize", "clip", "soft"]
+_HOWS = ("scale", "normalize", "clip", "soft")
 _ROUNDS = 60
+_MARGIN = 2e-8
+"""By how much a clip aims below the cap: the width of an enclosure of what it makes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +66,7 @@ class Outcome:
     changes: tuple[Change, ...]
     notes: tuple[str, ...] = ()
     outputs: tuple[OutputChange, ...] = ()
+    how: How = "scale"
 
 
 def default_target(path: Path) -> Path:
@@ -76,6 +82,7 @@ def constrain(
     max_sigma: float = 1.0,
     *,
     settings: Settings = Settings(),
+    how: How = "scale",
     normalize: bool = False,
     measure: Measure = "operator",
     layers: tuple[str, ...] = (),
@@ -86,6 +93,10 @@ def constrain(
 ) -> Outcome:
     """Write a copy of the model at `path` in which the chosen layers keep σ ≤ max_sigma.
 
+    how: "scale" the whole weight where σ exceeds the cap; "normalize" (or normalize=True): always;
+    "clip": only the singular values above it, the nearest such weight in Frobenius norm; "soft": as
+    clip, with the smooth σ ↦ σ/(1 + (σ/cap)⁴)^¼. Clipped and softened weights keep their dtype,
+    kernel and rank, and end with the scale that the proof still needs.
     measure: "operator" caps the layer as the operator that it applies (a convolution's Lipschitz
     constant), "matrix" the σ of the reshaped weight. All in the file that is not changed stays
     bit-equal. Raises UsageError for a cap that is not a positive number, ConstraintError where a
@@ -95,6 +106,10 @@ def constrain(
         raise UsageError(f"--max-sigma must be a positive number, not {max_sigma}")
     if measure not in ("operator", "matrix"):
         raise UsageError(f"measure must be operator or matrix, not {measure!r}")
+    if how not in _HOWS or (normalize and how not in ("scale", "normalize")):
+        raise UsageError(f"--how must be one of {', '.join(_HOWS)}, and --normalize is one of them")
+    if how in ("clip", "soft") and settings.norm != "l2":
+        raise UsageError(f"{how} moves singular values: it needs the l2 norm, not {settings.norm}")
     if os.path.isdir(path):
         path = formats.find_in_folder(path)
     wanted = default_target(path) if target is None else target
@@ -107,53 +122,17 @@ def constrain(
     if not extraction.layers:
         raise EmptyModel(path, "no weight matrix to constrain in it")
     chosen = select(extraction.layers, layers, skip)
-    work = _Work(Meter(settings), max_sigma, measure, normalize)
-    before: list[Bound] = []
-    for index, layer in enumerate(chosen):
-        if progress is not None:
-            progress(index, len(chosen), layer.name)
-        before.append(work.bring_under(layer))
-    changes = [work.change_of(layer, bound) for layer, bound in zip(chosen, before, strict=True)]
-    notes = model.notes + tuple(_notes(chosen, measure)) + tuple(_not_capped(model, extraction))
-    outputs: tuple[OutputChange, ...] = ()
-    if not dry_run:
-        outputs, more = _write(model, real, work, chosen)
-        notes += more
-    return Outcome(
-        str(path), str(wanted), not dry_run, measure, max_sigma, tuple(changes), notes, outputs
-    )
-
-
-class _Rewritten(Mapping[str, np.ndarray]):
-    """The changed tensors as they will stand on disk: recipes, made into arrays when asked for, so
-    that memory follows the largest of them and not their number."""
-
-    def __init__(self) -> None:
-        self._recipes: dict[str, list[tuple[Form, float]]] = {}
-
-    def add(self, form: Form, factor: float, names: Iterable[str]) -> None:
-        """Scale a form by a factor, which changes the tensors named."""
-        for name in names:
-            self._recipes.setdefault(name, []).append((form, factor))
-
-    def depth(self, layer: Layer) -> int:
-        """How many scalings the layer's tensors have seen."""
-        return sum(len(self._recipes.get(tensor.name, ())) for tensor in layer.form.tensors)
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        made: dict[str, np.ndarray] = {}
-        for form, factor in self._recipes[name]:
-            made.update(form.scaled(factor, made))
-        return made[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._recipes)
-
-    def __len__(self) -> int:
-        return len(self._recipes)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._recipes
+    how = "normalize" if normalize else how
+    with Rewritten(None if dry_run else real.parent) as stored:
+        work = _Work(Meter(settings), max_sigma, measure, how, stored)
+        changes = work.bring_all_under(chosen, progress)
+        notes = model.notes + tuple(_notes(chosen, measure)) + tuple(_not_capped(model, extraction))
+        outputs: tuple[OutputChange, ...] = ()
+        if not dry_run:
+            names = frozenset(layer.name for layer in chosen)
+            outputs, more = write(model, real, stored, settings, lambda written: work.prove(written, names))
+            notes += more
+    return Outcome(str(path), str(wanted), not dry_run, measure, max_sigma, changes, notes, outputs, how)
 
 
 @dataclass(slots=True)
@@ -163,14 +142,25 @@ class _Work:
     meter: Meter
     cap: float
     which: Measure
-    normalize: bool
-    stored: _Rewritten = field(default_factory=_Rewritten)
+    how: How
+    stored: Rewritten
     settled: dict[str, tuple[int, Bound]] = field(default_factory=dict)
-    """For a layer that was scaled: its bound then, and how many scalings its tensors had seen."""
+    """For a layer that was changed: its bound then, and how many steps its tensors had seen."""
 
     def bound_of(self, layer: Layer, stored: Mapping[str, np.ndarray]) -> Bound:
         measured = self.meter.measure(layer, stored)
         return measured.norm if self.which == "operator" else measured.sigma
+
+    def bring_all_under(
+        self, chosen: tuple[Layer, ...], progress: Callable[[int, int, str], None] | None
+    ) -> tuple[Change, ...]:
+        """Every layer brought under the cap, one after another, and what became of each."""
+        before = []
+        for index, layer in enumerate(chosen):
+            if progress is not None:
+                progress(index, len(chosen), layer.name)
+            before.append(self.bring_under(layer))
+        return tuple(self.change_of(layer, bound) for layer, bound in zip(chosen, before, strict=True))
 
     def bring_under(self, layer: Layer) -> Bound:
         """The layer's bound before it is scaled until its proved bound, for the rounded numbers, is
@@ -183,7 +173,9 @@ class _Work:
             raise ConstraintError(f"{layer.name}: {why}; --skip {layer.name} leaves it as it is")
         if before.grade < Grade.COMPUTED:
             raise ConstraintError(f"{layer.name}: {before.method} proves no upper bound to constrain by")
-        if before.upper > self.cap or self._is_short(before):
+        if before.upper > self.cap and self.how in ("clip", "soft"):
+            self._project(layer)
+        elif before.upper > self.cap or self._is_short(before):
             self._scale(layer, before)
         return original
 
@@ -191,19 +183,15 @@ class _Work:
         """Whether normalization must raise this layer: what rounding or the width of an enclosure
         leaves open is no reason to touch it again."""
         slack = 1 - max(2 * self.meter.settings.rtol, 0.01)
-        return self.normalize and 0.0 < bound.upper < self.cap * slack
+        return self.how == "normalize" and 0.0 < bound.upper < self.cap * slack
 
     def _scale(self, layer: Layer, before: Bound) -> None:
         factor, step = self.cap / before.upper, 2.0**-52
         for _ in range(_ROUNDS):
             scaled = layer.form.scaled(factor, self.stored)
-            after = self.bound_of(layer, ChainMap(scaled, self.stored))
-            if after.upper == 0.0:
-                raise ConstraintError(
-                    f"{layer.name}: {self.cap:.6g} is below what {layer.dtype} can hold: every entry would be zero"
-                )
+            after = self._checked(layer, scaled)
             if after.upper <= self.cap:
-                self.stored.add(layer.form, factor, scaled)
+                self.stored.scale(layer.form, factor, scaled)
                 self.settled[layer.name] = (self.stored.depth(layer), after)
                 return
             if not after.bounded:
@@ -213,6 +201,41 @@ class _Work:
         raise ConstraintError(
             f"{layer.name}: in {layer.dtype} no scale brings it from {before.upper:.6g} under {self.cap:.6g}"
         )
+
+    def _project(self, layer: Layer) -> None:
+        """Move the layer's singular values, then scale by what rounding and support left over the cap."""
+        matrix, operator = layer.maps(self.stored)
+        gain = layer.gain if self.which == "operator" else 1.0
+        cap = self.cap / gain * (1 - _MARGIN)
+        try:
+            near = projections.bring_under(operator if self.which == "operator" else matrix, cap, self.how)  # type: ignore[arg-type]
+        except np.linalg.LinAlgError as error:
+            raise ConstraintError(f"{layer.name}: {error}; --how scale needs no eigenvalues") from error
+        arrays = layer.replaced(near, self.stored)
+        after = self._checked(layer, arrays)
+        self.stored.replace(arrays)
+        if after.upper > self.cap:
+            self._scale(layer, after)
+        else:
+            self.settled[layer.name] = (self.stored.depth(layer), after)
+
+    def _checked(self, layer: Layer, arrays: Mapping[str, np.ndarray]) -> Bound:
+        """The layer's bound with these arrays in it. Raises ConstraintError where nothing is left."""
+        after = self.bound_of(layer, ChainMap(dict(arrays), self.stored))  # type: ignore[arg-type]
+        if after.upper == 0.0:
+            raise ConstraintError(
+                f"{layer.name}: {self.cap:.6g} is below what {layer.dtype} can hold: every entry would be zero"
+            )
+        return after
+
+    def prove(self, written: Model, names: frozenset[str]) -> None:
+        """Raise SoundnessError unless every layer of these names keeps the cap in the model read back."""
+        again = replace(self, meter=Meter(self.meter.settings))
+        for layer in extract(written).layers:
+            if layer.name in names:
+                bound = again.bound_of(layer, NOTHING)
+                if bound.upper > self.cap:
+                    raise SoundnessError(f"{layer.name}: {bound.upper!r} on disk, over the cap {self.cap!r}")
 
     def change_of(self, layer: Layer, before: Bound) -> Change:
         """What became of a layer once all layers are done: a later one may share its tensors."""
@@ -260,49 +283,3 @@ def _not_capped(model: Model, extraction: Extraction) -> Iterator[str]:
     for item in model.left_out:
         if "copy of the weights" in item.reason:
             yield f"not capped: {item.name}: {item.reason}; --key chooses it"
-
-
-def _write(
-    model: Model, target: Path, work: _Work, chosen: tuple[Layer, ...]
-) -> tuple[tuple[OutputChange, ...], tuple[str, ...]]:
-    """Write the copy; before it gets its name, read it back, prove the caps, compare all the rest."""
-    stored = work.stored
-    files = formats.by_name(model.format).patch(model, stored, target)
-    outputs: tuple[OutputChange, ...] = ()
-    notes: tuple[str, ...] = ()
-
-    def verify(part: Path) -> None:
-        nonlocal outputs, notes
-        written = formats.read(part, work.meter.settings.key)
-        _same_but_for(stored, model, written)
-        meter = Meter(work.meter.settings)
-        names = {layer.name for layer in chosen}
-        for layer in extract(written).layers:
-            if layer.name in names:
-                measured = meter.measure(layer)
-                bound = measured.norm if work.which == "operator" else measured.sigma
-                if bound.upper > work.cap:
-                    raise SoundnessError(f"{layer.name}: {bound.upper!r} on disk, over the cap {work.cap!r}")
-        for file in (*model.files, *written.files):
-            file.check()
-        if model.graph is not None:
-            outputs, notes = compare_outputs(model.path, part, work.meter.settings.seed)
-
-    _, *beside = write_model(files, target, model.path, verify)
-    if beside:
-        notes += (f"files that belong to it: {', '.join(path.name for path in beside)}",)
-    return outputs, notes
-
-
-def _same_but_for(stored: Mapping[str, np.ndarray], before: Model, after: Model) -> None:
-    """Raise WriteError unless the file read back holds `stored`, and all else bit for bit."""
-    if list(before.tensors) != list(after.tensors):
-        raise WriteError(f"{after.path}: the tensors read back are not those that were written")
-    touched = {before.tensors[name].place for name in stored}
-    for name, tensor in before.tensors.items():
-        if name not in stored and tensor.place in touched:
-            continue  # an alias of a changed tensor, compared under that name
-        array = stored[name] if name in stored else tensor.load()
-        back = after.tensors[name].load()
-        if array.shape != back.shape or array.dtype != back.dtype or array.tobytes() != back.tobytes():
-            raise WriteError(f"{after.path}: {name} read back is not what was written")

@@ -67,6 +67,20 @@ def roots(value: ir.Value) -> tuple[Tensor, ...]:
     return () if known is None else known.roots
 
 
+_MOVES = frozenset({"Identity", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Split"})
+
+
+def only_moves(value: ir.Value) -> bool:
+    """Whether a constant is a stored tensor whose entries are moved or left out, none of them changed
+    or taken twice."""
+    while not isinstance(value.meta.get("tensor"), Tensor):
+        node = value.producer()
+        if node is None or node.domain not in ("", "ai.onnx") or node.op_type not in _MOVES:
+            return False
+        value = node.inputs[0]
+    return True
+
+
 def evaluate(
     value: ir.Value,
     replaced: Mapping[str, np.ndarray] | None = None,

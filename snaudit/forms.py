@@ -42,6 +42,12 @@ class Form(Protocol):
         """
         ...
 
+    def replaced(self, weight: np.ndarray | LowRank, stored: Stored = NOTHING) -> dict[str, np.ndarray]:
+        """Stored arrays, in their dtypes, that make this weight, which has the form's shape (up to
+        rounding). Raises ConstraintError where the stored tensors cannot make any such weight.
+        """
+        ...
+
 
 def _array(tensor: Tensor, stored: Stored) -> np.ndarray:
     found = stored.get(tensor.name)
@@ -57,6 +63,12 @@ def _times(array: np.ndarray, factor: float) -> np.ndarray:
     """factor·array in float64, rounded once to the array's dtype."""
     with np.errstate(all="ignore"):
         return np.asarray(array.astype(np.float64) * factor).astype(array.dtype)
+
+
+def _rounded(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """The array rounded once to a dtype."""
+    with np.errstate(all="ignore"):
+        return np.asarray(array).astype(dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +99,13 @@ class Plain:
     def scaled(self, factor: float, stored: Stored = NOTHING) -> dict[str, np.ndarray]:
         array = np.array(_array(self.tensor, stored))
         array[self.index] = _times(array[self.index], factor)
+        return {self.tensor.name: array}
+
+    def replaced(self, weight: np.ndarray | LowRank, stored: Stored = NOTHING) -> dict[str, np.ndarray]:
+        assert isinstance(weight, np.ndarray)
+        array = np.array(_array(self.tensor, stored))
+        back = weight if self.order is None else weight.transpose(np.argsort(self.order))
+        array[self.index] = _rounded(back, array.dtype)
         return {self.tensor.name: array}
 
 
@@ -123,6 +142,19 @@ class WeightNorm:
 
     def scaled(self, factor: float, stored: Stored = NOTHING) -> dict[str, np.ndarray]:
         return {self.magnitude.name: _times(_array(self.magnitude, stored), factor)}
+
+    def replaced(self, weight: np.ndarray | LowRank, stored: Stored = NOTHING) -> dict[str, np.ndarray]:
+        """v is the weight itself, where it is not zero, and g its norms."""
+        assert isinstance(weight, np.ndarray)
+        v, g = _array(self.direction, stored), _array(self.magnitude, stored)
+        shape = (1,) * v.ndim if g.size == 1 else g.shape
+        axes = tuple(axis for axis in range(v.ndim) if shape[axis] == 1)
+        norm = np.sqrt(np.sum(weight * weight, axis=axes, keepdims=True))
+        direction = np.where(norm > 0.0, weight, v.astype(np.float64))
+        return {
+            self.direction.name: _rounded(direction, v.dtype),
+            self.magnitude.name: _rounded(norm.reshape(g.shape), g.dtype),
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +209,21 @@ class SpectralNorm:
     def scaled(self, factor: float, stored: Stored = NOTHING) -> dict[str, np.ndarray]:
         return {self.left.name: _times(_array(self.left, stored), 1.0 / factor)}
 
+    def replaced(self, weight: np.ndarray | LowRank, stored: Stored = NOTHING) -> dict[str, np.ndarray]:
+        """W is the weight itself, and u is scaled so that uᵀ W_mat v is 1."""
+        assert isinstance(weight, np.ndarray)
+        original = _rounded(weight, _array(self.original, stored).dtype)
+        matrix = flat(np.moveaxis(original.astype(np.float64), self.dim, 0))
+        u = _float64(self.left, stored).ravel()
+        v = _float64(self.right, stored).ravel() if self.right is not None else self._right_of(matrix, u)
+        denominator = float(u @ (matrix @ v))
+        if not abs(denominator) > 0.0:
+            raise ConstraintError(f"{self.original.name}: its stored vectors see nothing of the new weight")
+        return {
+            self.original.name: original,
+            self.left.name: _times(_array(self.left, stored), 1.0 / denominator),
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class LowRankPair:
@@ -204,6 +251,16 @@ class LowRankPair:
     def scaled(self, factor: float, stored: Stored = NOTHING) -> dict[str, np.ndarray]:
         root = float(np.sqrt(factor))
         return {part.name: _times(_array(part, stored), root) for part in (self.up, self.down)}
+
+    def replaced(self, weight: np.ndarray | LowRank, stored: Stored = NOTHING) -> dict[str, np.ndarray]:
+        if not isinstance(weight, LowRank):
+            raise ConstraintError(
+                f"{self.up.name}: a product of two factors that acts as a convolution has no clip; --how scale"
+            )
+        pairs = ((self.up, weight.left), (self.down, weight.right))
+        return {
+            part.name: _rounded(array.reshape(part.shape), _array(part, stored).dtype) for part, array in pairs
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,3 +294,18 @@ class Folded:
                 "scales it; fold the constants of the model first"
             )
         return {self.handle.name: _times(_array(self.handle, stored), factor)}
+
+    def replaced(self, weight: np.ndarray | LowRank, stored: Stored = NOTHING) -> dict[str, np.ndarray]:
+        """Where the constant is a selection of the handle's entries (moved, cut out), they are set."""
+        from snaudit import folding
+
+        assert isinstance(weight, np.ndarray)
+        if self.handle is None or not folding.only_moves(self.value):
+            raise ConstraintError(
+                f"{self.value.name}: the graph computes this weight from what is stored; only --how scale can cap it"
+            )
+        array = np.array(_array(self.handle, stored))
+        places = np.arange(array.size, dtype=np.float64).reshape(array.shape)
+        chosen = folding.evaluate(self.value, {self.handle.name: places})[self.index].astype(np.int64)
+        array.reshape(-1)[chosen.ravel()] = _rounded(weight, array.dtype).ravel()
+        return {self.handle.name: array}

@@ -100,6 +100,24 @@ class Layer:
         dense = Dense(matrix.T if self.flipped else matrix)
         return dense, dense
 
+    def replaced(self, near: AnyMap, stored: Stored = NOTHING) -> dict[str, np.ndarray]:
+        """Stored arrays, in their dtypes, with which `maps` gives `near` as its matrix or its operator.
+
+        Raises ConstraintError where the stored form cannot hold any weight of the shape.
+        """
+        if isinstance(near, LowRank):
+            return self.form.replaced(near, stored)
+        if isinstance(near, Convolution):
+            return self.form.replaced(near.kernel, stored)
+        if isinstance(near, BlockDiagonal):
+            blocks = near.blocks.transpose(0, 2, 1) if self.flipped else near.blocks
+            return self.form.replaced(blocks.reshape(self.shape), stored)
+        matrix = near.dense()
+        if self.geometry is not None and self.geometry.transposed:
+            first, second, *taps = self.shape
+            return self.form.replaced(matrix.reshape(second, first, *taps).swapaxes(0, 1), stored)
+        return self.form.replaced((matrix.T if self.flipped else matrix).reshape(self.shape), stored)
+
     @property
     def matrix(self) -> tuple[int, int]:
         """(rows, columns) of the reshaped weight; of one slice for stacked matrices."""

@@ -153,7 +153,7 @@ def test_defaults_are_those_of_the_library() -> None:
     options = reflection.signature(constraints.constrain).parameters
     for name, parameter in reflection.signature(cli._constrain).parameters.items():
         if name in options and options[name].default is not reflection.Parameter.empty and name in (
-            "normalize", "measure", "force", "dry_run"
+            "how", "normalize", "measure", "force", "dry_run"
         ):
             assert parameter.default == options[name].default, name
 
@@ -484,10 +484,10 @@ def test_constrain_shows_what_changed(capfd: pytest.CaptureFixture[str], rewriti
 
 
 def test_constrain_options_arrive(capfd: pytest.CaptureFixture[str], rewriting: dict[str, Any]) -> None:
-    run(capfd, "constrain", "--max-sigma", "0.5", "m.pt", "-o", "n.pt", "--normalize", "--measure", "matrix",
+    run(capfd, "constrain", "--max-sigma", "0.5", "m.pt", "-o", "n.pt", "--how", "clip", "--normalize", "--measure", "matrix",
         "--layers", "a", "--skip", "b", "--force", "--key", "k")  # fmt: skip
     expected = {
-        "path": Path("m.pt"), "target": Path("n.pt"), "max_sigma": 0.5, "normalize": True,
+        "path": Path("m.pt"), "target": Path("n.pt"), "max_sigma": 0.5, "how": "clip", "normalize": True,
         "measure": "matrix", "layers": ("a",), "skip": ("b",), "force": True, "dry_run": False,
         "settings": Settings(key="k"),
     }  # fmt: skip

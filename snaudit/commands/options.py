@@ -51,6 +51,13 @@ class Measure(StrEnum):
     matrix = "matrix"
 
 
+class How(StrEnum):
+    scale = "scale"
+    normalize = "normalize"
+    clip = "clip"
+    soft = "soft"
+
+
 class Accept(StrEnum):
     computed = "computed"
     estimated = "estimated"
@@ -120,7 +127,13 @@ CapMeasure = Annotated[
     Measure,
     option(LIMITS, "--measure", help="Cap the operator that a layer applies, or its reshaped weight."),
 ]
-Normalize = Annotated[bool, option(LIMITS, "--normalize", help="Bring all to the cap, also from below.")]
+HowChoice = Annotated[
+    How,
+    option(LIMITS, "--how",
+           help="scale the whole weight; normalize: also from below; clip only the singular values above "
+                "the cap; soft: a smooth clip."),
+]  # fmt: skip
+Normalize = Annotated[bool, option(LIMITS, "--normalize", help="Short for --how normalize.")]
 MaxSigma = Annotated[
     float | None,
     option(LIMITS, "--max-sigma", metavar="S", show_default=False, help="No layer may stretch more."),

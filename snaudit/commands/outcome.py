@@ -46,7 +46,8 @@ def summary(outcome: Outcome) -> str:
     where = f"written to {outcome.target}"
     if not outcome.written:
         where = f"dry run: {outcome.target} was not written"
-    scaled = f"{changed} of {len(outcome.changes)} scaled to {exact(outcome.max_sigma)}"
+    done = {"clip": "clipped", "soft": "softly clipped"}.get(outcome.how, "scaled")
+    scaled = f"{changed} of {len(outcome.changes)} {done} to {exact(outcome.max_sigma)}"
     return f"{scaled}, {kept} left bit for bit; {where}"
 
 
@@ -82,6 +83,7 @@ def render_json(outcome: Outcome) -> str:
         "written": outcome.written,
         "measure": outcome.measure,
         "max_sigma": outcome.max_sigma,
+        "how": outcome.how,
         "changes": [_change(change) for change in outcome.changes],
         "outputs": [
             {

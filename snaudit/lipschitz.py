@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
 
-from snaudit import joint, patterns, rules
-from snaudit.bound import UNBOUNDED, Bound, Norm, at_most, chain, exactly
+from snaudit import joint, numerals, patterns, rules
+from snaudit.bound import UNBOUNDED, Bound, Grade, Norm, at_most, chain, exactly
+from snaudit.broadcasting import dims
 from snaudit.findings import Gap
 from snaudit.patterns import Shortcut
+from snaudit.quantized_nodes import picked_rows, source_of
 from snaudit.rules.interface import CONSTANT, Step, Unbounded, Value
-from snaudit.walk import Walk, bodies_of, branches_of, is_default, reads_of, value_of, where_is
+from snaudit.rules.quantized import SURROGATE
+from snaudit.walk import UNROUNDED, Walk, bodies_of, branches_of, is_default, reads_of, value_of, where_is
 
 __all__ = ["Composition", "Shortcut", "compose"]
 
@@ -67,7 +71,28 @@ def compose(
     order = list(_order(walk, model.graph.outputs))
     for node in order:
         _visit(walk, node)
-    return _conclude(walk, order)
+    found = _conclude(walk, order)
+    if SURROGATE in found.assumptions and found.bound.bounded:
+        found = replace(found, assumptions=(*found.assumptions, _rounding(walk, order)))
+    return found
+
+
+def _rounding(walk: Walk, order: list[ir.Node]) -> str:
+    """What rounding adds to the bound, in words: a second walk, on which lips are errors."""
+    second = Walk(
+        walk.model, walk.norm, walk.operators, walk.names, walk.shortcuts, walk.fold, walk.inputs, errors=True
+    )
+    for node in order:
+        _visit(second, node)
+    error = joint.stack([_final(second, output) for output in walk.model.graph.outputs], walk.norm).lip.upper
+    if math.isinf(error):
+        reached = _reached(second, walk.model.graph.outputs)
+        reasons = ["it exceeds the largest float64", *(second.gaps[v].reason for v in reached if v in second.gaps)]
+        why = reasons[-1]  # the first on the way from the inputs
+        return f"rounding adds to ‖f(x) − f(y)‖ ≤ L·‖x − y‖ an error that is not known: {why}"
+    free = {d for v in walk.model.graph.inputs for d in dims(v) or () if isinstance(d, str)}
+    sizes = f", for {', '.join(f'{name} = 1' for name in sorted(free))}" if free else ""
+    return f"with rounding, ‖f(x) − f(y)‖ ≤ L·‖x − y‖ + δ with δ = {numerals.at_most(2 * error)}{sizes}"
 
 
 def _order(walk: Walk, outputs: Sequence[ir.Value]) -> Iterator[ir.Node]:
@@ -124,6 +149,7 @@ def _shorten(walk: Walk, node: ir.Node) -> None:
     """Take the shortcuts to a node's outputs that are better than its rule's result."""
     opset = walk.model.graph.opset_imports.get("", 0)
     written_out = list(patterns.find(node, walk.fold, walk.norm, opset))
+    written_out += _dynamically_quantized(walk, node)
     for shortcut in (*(s for o in node.outputs for s in walk.shortcuts.get(o, ())), *written_out):
         source, current = value_of(walk, shortcut.source), walk.values[shortcut.output]
         if source.jumps or current.jumps or source.is_constant or not shortcut.bound.bounded:
@@ -131,8 +157,21 @@ def _shorten(walk: Walk, node: ir.Node) -> None:
         short = chain(source.lip, shortcut.bound)
         trusted = not current.lip.bounded or short.grade >= current.lip.grade
         if (short.upper < current.lip.upper and trusted) or not current.lip.bounded:
-            walk.values[shortcut.output] = Value(short, source.sources)
+            walk.values[shortcut.output] = Value(short, source.sources, assumes=shortcut.assumes)
             walk.taken[shortcut.output] = shortcut
+
+
+def _dynamically_quantized(walk: Walk, node: ir.Node) -> Iterator[Shortcut]:
+    """The shortcut past a quantizer that chooses its scale by its input, the product of its codes and the
+    scaling of that: without rounding, the product of the real input with the real weight."""
+    source = None if walk.errors else source_of(node)
+    if source is None:
+        return
+    output = node.outputs[0]
+    norm = exactly(1.0, "identity") if node.op_type == "DequantizeLinear" else walk.operators.get(output)
+    if norm is not None and norm.bounded:
+        bound = at_most(norm.upper, norm.method, Grade.ASSUMED)
+        yield Shortcut(output, source, bound, walk.names.get(output) or where_is(node), (SURROGATE,))
 
 
 def _judge(walk: Walk, node: ir.Node, reads: list[ir.Value], known: list[Value]) -> tuple[Value, ...]:
@@ -167,7 +206,7 @@ def _judge(walk: Walk, node: ir.Node, reads: list[ir.Value], known: list[Value])
     opset = walk.model.graph.opset_imports.get(domain) or walk.model.graph.opset_imports.get("ai.onnx", 0)
     if not opset and not domain:
         raise Unbounded("the model does not say its opset", "repair the model", "malformed")
-    return row.rule(Step(node, inputs, walk.norm, opset, walk.operators.get(node.outputs[0]), walk.fold))
+    return row.rule(Step(node, inputs, walk.norm, opset, walk.operators.get(node.outputs[0]), walk.fold, walk.errors))
 
 
 def _shape_of(walk: Walk, node: ir.Node, value: Value) -> tuple[Value, ...]:
@@ -211,13 +250,16 @@ def _unknown(node: ir.Node, op: str, domain: str) -> Unbounded:
 
 def _constant(walk: Walk, node: ir.Node) -> tuple[Value, ...]:
     """CONSTANT for each output, but for an embedding: rows of a table that an integer input picks."""
-    if is_default(node) and node.op_type == "Gather":
-        table, index = node.inputs[:2]
-        kind = table.dtype or node.outputs[0].dtype
-        real = kind is None or kind.is_floating_point()
+    rows = picked_rows(node) or node  # of numbers, or of codes that become numbers here
+    if is_default(rows) and rows.op_type == "Gather":
+        table, index = rows.inputs[:2]
+        kind = node.outputs[0].dtype or table.dtype
+        real = rows is not node or kind is None or kind.is_floating_point()
         if index in walk.integers and table not in walk.integers and real:
             name = where_is(node)
             walk.embeddings.append(name)
+            if walk.errors:
+                return (UNROUNDED,)
             return (Value(exactly(1.0, "embedding"), frozenset({f"embedding {name}"})),)
     return (CONSTANT,) * len(node.outputs)
 
@@ -313,7 +355,7 @@ def _assumptions(
         found.append(f"the {len(graph.outputs)} outputs count together: one norm over all of them")
     for node in order:
         found += [
-            s for o in node.outputs if o in reached and o not in walk.taken for s in walk.values[o].assumes
+            s for o in node.outputs if o in reached for s in walk.values[o].assumes
         ]
     return tuple(dict.fromkeys(found))
 

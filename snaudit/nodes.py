@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from snaudit import folding
+from snaudit import folding, quantized_nodes
+from snaudit.dequantized import Dequantized
 from snaudit.forms import Folded, Form, Plain
 from snaudit.layers import Extraction, Geometry, Layer
 from snaudit.model import LeftOut, Tensor
@@ -77,10 +78,11 @@ def _add(reading: _Reading, layer: Layer, node: ir.Node) -> None:
     handle = form.handle if isinstance(form, Folded) else form.tensors[0]
     digest = form.digest if isinstance(form, Folded) else b""
     index = str(getattr(form, "index", ""))
-    key = (handle and handle.place, digest, index, layer.geometry, layer.flipped, layer.op, layer.shape, layer.gain)
+    places = form.tensors if isinstance(form, Dequantized) else (handle,)
+    key = (*(t and t.place for t in places), digest, index, layer.geometry, layer.flipped, layer.op, layer.shape, layer.gain)
     known = reading.layers.get(key)
     used_by = (node.name or node.outputs[0].name or node.op_type,)
-    outputs = (node.outputs[0],)
+    outputs = layer.outputs or (node.outputs[0],)
     if known is None:
         reading.names[layer.name] = count = reading.names.get(layer.name, 0) + 1
         name = layer.name if count == 1 else f"{layer.name}#{count}"  # one weight, applied in two ways
@@ -98,16 +100,21 @@ def _layers_of(node: ir.Node, reading: _Reading) -> Iterator[Layer]:
     if find is not None:
         for layer in find(node):
             own.update(tensor.name for tensor in layer.form.tensors)
+            if isinstance(layer.form, Dequantized):
+                layer = replace(layer, form=replace(layer.form, where=node.name or node.outputs[0].name or op))
             yield layer
     reading.used |= own
+    folds = op == "DequantizeLinear" and folding.is_constant(node.outputs[0])  # whoever uses it, says for what
     _look_behind(node, reading)
     for value in node.inputs:
         if value is None or not folding.is_constant(value):
             continue
-        reason = f"{_INTEGER_WEIGHTS} of {op}" if op in _QUANTIZED else f"no weight matrix of {op}"
         for tensor in folding.roots(value):
+            codes = op in _QUANTIZED and not tensor.is_real
+            reason = f"{_INTEGER_WEIGHTS} of {op}" if codes else f"no weight matrix of {op}"
             reading.why_not[tensor.name] = reason
-            known = tensor.name in own or not (op in _QUANTIZED or _domain(node) or op not in _NO_MATRIX)
+            bias = op in _QUANTIZED and bool(own) and tensor.is_real
+            known = tensor.name in own or bias or folds or not (op in _QUANTIZED or _domain(node) or op not in _NO_MATRIX)
             if not known and max(_rank(value), len(tensor.shape)) > 1:
                 reading.missed.setdefault(tensor.name, reason.replace("no weight", "perhaps a weight"))
 
@@ -315,4 +322,5 @@ _FINDERS = {
     ("", "GRU"): _recurrent,
     ("", "RNN"): _recurrent,
     ("com.microsoft", "Attention"): _packed_attention,
+    **quantized_nodes.FINDERS,
 }

@@ -24,12 +24,14 @@ Fold = Callable[[ir.Value], np.ndarray | None]
 
 @dataclass(frozen=True, slots=True)
 class Shortcut:
-    """`output` is a function of `source` alone, with this Lipschitz bound; `name` is for display."""
+    """`output` is a function of `source` alone, with this Lipschitz bound; `name` is for display;
+    `assumes` as a Value's."""
 
     output: ir.Value
     source: ir.Value
     bound: Bound
     name: str
+    assumes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,10 @@ from snaudit.patterns import Shortcut
 from snaudit.rules.interface import CONSTANT, Value
 
 
+UNROUNDED = Value(exactly(0.0, "input"), frozenset({"rounding"}))
+"""A real value that nothing has rounded yet, on a walk about errors."""
+
+
 @dataclass(slots=True)
 class Walk:
     """What is known so far of each value that the outputs depend on."""
@@ -33,6 +37,8 @@ class Walk:
     embeddings: list[str] = field(default_factory=list)
     shaped_by_data: set[ir.Value] = field(default_factory=set)
     """Values whose shape may depend on the numbers in the network's input."""
+    errors: bool = False
+    """Whether lips are bounds of what rounding has added so far: real inputs have none, and share one source."""
 
 
 def reads_of(walk: Walk, node: ir.Node) -> list[ir.Value]:
@@ -100,4 +106,6 @@ def root_of(walk: Walk, value: ir.Value) -> Value:
     if value.dtype is not None and not value.dtype.is_floating_point():
         walk.integers.add(value)
         return CONSTANT
+    if walk.errors:
+        return UNROUNDED
     return Value(exactly(1.0, "input"), frozenset({name}))

@@ -20,6 +20,7 @@ import onnx
 import onnx_ir as ir
 
 from snaudit.errors import ModelError, UnreadableModel, UnsupportedModel
+from snaudit.formats import onnx_stand_ins
 from snaudit.formats.onnx_signatures import check_signatures
 from snaudit.formats.onnx_tensors import Stored
 from snaudit.formats.onnx_weights import MARK
@@ -189,11 +190,13 @@ def _with_shapes(proto: onnx.ModelProto, notes: list[str]) -> onnx.ModelProto:
     """The model with inferred shapes; as it is, with a note, where inference fails."""
     functions = list(proto.functions)
     del proto.functions[:]  # inference would walk a function once a call
+    kept = onnx_stand_ins.put(proto.graph)
     try:
         inferred = _inferred(proto)
     except Exception as error:  # onnx raises several kinds of its own
         notes.append(f"shapes were not inferred: {_one_line(error)}")
         inferred = proto
+    onnx_stand_ins.restore(inferred.graph, kept)
     inferred.functions.extend(functions)
     return inferred
 

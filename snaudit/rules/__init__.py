@@ -8,6 +8,7 @@ from snaudit.rules import (
     normalization,
     pointwise,
     pooling,
+    quantized,
     recurrent,
     reduction,
     resampling,
@@ -25,6 +26,7 @@ ROWS: tuple[Row, ...] = (
     *merge.ROWS,
     *reduction.ROWS,
     *recurrent.ROWS,
+    *quantized.ROWS,
 )
 
 _TABLE = {(row.domain, row.op): row for row in ROWS}

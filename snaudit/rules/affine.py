@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 
@@ -126,19 +125,6 @@ def einsum(step: Step) -> tuple[Value, ...]:
     raise Unbounded("Einsum is not bounded yet", "export it as MatMul, Transpose and Reshape", "no-rule")
 
 
-def _quantized(step: Step) -> tuple[Value, ...]:
-    """None: rounding to integers is a step function, with no Lipschitz constant at all."""
-    raise Unbounded(
-        f"{step.node.op_type} rounds values that depend on the network's input: a step function",
-        "audit the model before quantization; the rounding adds an error but no slope",
-        "step",
-    )
-
-
-def _rows(rule: Callable[[Step], tuple[Value, ...]], domain: str, *ops: str) -> tuple[Row, ...]:
-    return tuple(Row(op, rule, "∞", "step function", domain=domain) for op in ops)
-
-
 ROWS: tuple[Row, ...] = (
     Row("Gemm", gemm, "|alpha|·‖W‖", "block diagonal", "one constant factor"),
     Row("MatMul", matmul, "‖W‖, the largest of a stack", "block diagonal", "one constant factor"),
@@ -157,27 +143,4 @@ ROWS: tuple[Row, ...] = (
         "constant weight",
     ),
     Row("Einsum", einsum, "∞", "none yet"),
-    *_rows(
-        _quantized,
-        "",
-        "QuantizeLinear",
-        "DequantizeLinear",
-        "DynamicQuantizeLinear",
-        "MatMulInteger",
-        "ConvInteger",
-        "QLinearConv",
-        "QLinearMatMul",
-    ),
-    *_rows(
-        _quantized,
-        "com.microsoft",
-        "DynamicQuantizeMatMul",
-        "DynamicQuantizeLSTM",
-        "MatMulIntegerToFloat",
-        "QGemm",
-        "QAttention",
-        "QLinearAdd",
-        "QuantizeLinear",
-        "DequantizeLinear",
-    ),
 )

@@ -63,6 +63,7 @@ class Step:
     norm     the audit's norm
     operator the measured norm of the node's own linear map (its layer), or None
     opset    version of the node's domain
+    errors   the walk is about rounding: a Value's lip bounds the error that its actual value may have
     """
 
     node: onnx_ir.Node
@@ -71,6 +72,7 @@ class Step:
     opset: int
     operator: Bound | None = None
     fold: Callable[[Any], np.ndarray | None] = field(default=lambda value: None, repr=False)
+    errors: bool = False
 
     @property
     def where(self) -> str:

@@ -34,10 +34,11 @@ gated = _refusing(
 ROWS: tuple[Row, ...] = (
     *(Row(op, recurrent, "∞", "none without a length") for op in ("LSTM", "GRU", "RNN")),
     Row("Attention", attention, "∞", "none without a range"),
+    Row("DynamicQuantizeLSTM", recurrent, "∞", "none without a length", domain="com.microsoft"),
     Row("RotaryEmbedding", gated, "∞", "none yet"),
     Row("SwiGLU", gated, "∞", "none without a range"),
     *(
         Row(op, attention, "∞", "none without a range", domain="com.microsoft")
-        for op in ("Attention", "MultiHeadAttention", "GroupQueryAttention", "PackedAttention")
+        for op in ("Attention", "MultiHeadAttention", "GroupQueryAttention", "PackedAttention", "QAttention")
     ),
 )

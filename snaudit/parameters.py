@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from snaudit import quantized_parameters
 from snaudit.forms import Form, LowRankPair, Plain, SpectralNorm, WeightNorm
 from snaudit.layers import Extraction, Geometry, Layer
 from snaudit.model import LeftOut, Tensor
@@ -55,6 +56,7 @@ class _Reading:
 def extract_from_tensors(tensors: Mapping[str, Tensor]) -> Extraction:
     """All layers that the names and shapes of a checkpoint's tensors tell, in the file's order."""
     reading = _Reading(tensors, dict(tensors))
+    _quantized(reading)
     _leave_out_what_is_not_real(reading)
     for name in tensors:
         for find in (_weight_norm, _spectral_norm, _low_rank):
@@ -72,6 +74,19 @@ def extract_from_tensors(tensors: Mapping[str, Tensor]) -> Extraction:
     reading.layers.sort(key=lambda layer: min(order[tensor.name] for tensor in layer.form.tensors))
     layers = _merge_aliases([_with_recurrent_kind(layer, reading.layers) for layer in reading.layers])
     return Extraction(layers, tuple(reading.left_out), scales, tuple(_broken_chain(layers, scales)))
+
+
+def _quantized(reading: _Reading) -> None:
+    """Take the quantized weights: codes with their scales, or the reason why they are not read."""
+    for found in list(quantized_parameters.find(reading.tensors)):
+        for name in found.taken[1:]:
+            reading.leave_out(name, "belongs to a quantized weight")
+        if found.form is None:
+            reading.leave_out(found.taken[0], found.reason, missed=True)
+            continue
+        reading.take(found.taken[0])
+        for layer in _named(found.name, found.form, (found.note,)):
+            reading.layers.append(replace(layer, flipped=layer.flipped != found.flipped))
 
 
 def _leave_out_what_is_not_real(reading: _Reading) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 
 from snaudit.errors import UsageError
 from snaudit.forms import NOTHING, Form, Stored
-from snaudit.linear import AnyMap, BlockDiagonal, Convolution, Dense, LowRank, flat
+from snaudit.linear import AnyMap, BlockDiagonal, Convolution, Dense, Located, LowRank, flat
 from snaudit.model import LeftOut
 
 if TYPE_CHECKING:
@@ -36,6 +36,21 @@ class Geometry:
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """Where a convolution acts: the input's size, and how it is padded there (see `Convolution.at`)."""
+
+    size: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+    output_padding: tuple[int, ...] = ()
+    mode: str = "zeros"
+    outside: tuple[tuple[int, int], ...] = ()
+
+    def of(self, convolution: Convolution) -> Located:
+        """The convolution here."""
+        return convolution.at(self.size, self.padding, self.output_padding, self.mode, self.outside)
+
+
+@dataclass(frozen=True, slots=True)
 class Layer:
     """One linear map of the model.
 
@@ -45,6 +60,7 @@ class Layer:
     stacked   the weight is [E, …]: E matrices, each for itself
     used_by   names under which, or nodes by which, it is applied
     outputs   the graph's values that it makes (empty for a checkpoint)
+    places    of a convolution, for each of `outputs` where it acts, or None where that is not known
     in_chain  whether it is a factor of a bare checkpoint's chain (an embedding is not: its input
               is an index)
     gain      a factor that the node applies besides the weight (Gemm's |alpha|): it counts in the
@@ -60,6 +76,7 @@ class Layer:
     stacked: bool = False
     used_by: tuple[str, ...] = ()
     outputs: tuple[onnx_ir.Value, ...] = ()
+    places: tuple[Place | None, ...] = ()
     in_chain: bool = True
     notes: tuple[str, ...] = ()
     gain: float = 1.0
@@ -81,6 +98,12 @@ class Layer:
     @property
     def uses(self) -> int:
         return max(1, len(self.used_by))
+
+    def here(self, convolution: Convolution) -> tuple[AnyMap, ...]:
+        """The convolution at each place where the layer acts; for all sizes, where one is not known."""
+        if not self.places or None in self.places:
+            return (convolution,)
+        return tuple(place.of(convolution) for place in dict.fromkeys(self.places) if place is not None)
 
     def maps(self, stored: Stored = NOTHING) -> tuple[AnyMap, AnyMap]:
         """(the reshaped weight matrix, the layer as the operator that it applies); one object where

@@ -170,39 +170,65 @@ class Convolution:
         size: Sequence[int],
         padding: Sequence[int | tuple[int, int]] = (),
         output_padding: Sequence[int] = (),
+        mode: str = "zeros",
+        outside: Sequence[tuple[int, int]] = (),
     ) -> Located:
         """The operator at one input size; padding (both sides, or before and after) for each axis.
 
-        Raises ValueError where the output would be empty.
+        mode: what the padding holds ("zeros", "reflect", "replicate", "circular", torch's names);
+        outside: zeros that are added around that. Raises ValueError where the output would be empty
+        or the mode cannot pad so much.
         """
-        sides = tuple((p, p) if isinstance(p, int) else (p[0], p[1]) for p in padding) or ((0, 0),) * self.axes
+        none = ((0, 0),) * self.axes
+        sides = tuple((p, p) if isinstance(p, int) else (p[0], p[1]) for p in padding) or none
         extra = tuple(output_padding) or (0,) * self.axes
-        return Located(self, tuple(size), sides, extra)
+        return Located(self, tuple(size), sides, extra, mode, tuple(outside) or none)
+
+
+MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
+"""What padding holds, by torch's names and by NumPy's (which are ONNX's)."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Located:
-    """A convolution at one input size, with zero padding (or, transposed, cropping): a LinearMap.
+    """A convolution at one input size, padded (or, transposed, cropped): a LinearMap.
 
-    Vectors are (channels, *size) in C order. It stands for tests and witnesses, not for speed.
+    Vectors are (channels, *size) in C order. Padding in another mode than zeros copies entries of
+    the input; `outside` are zeros around those.
     """
 
     convolution: Convolution
     size: tuple[int, ...]
     padding: tuple[tuple[int, int], ...]
     output_padding: tuple[int, ...]
+    mode: str
+    outside: tuple[tuple[int, int], ...]
 
     def __post_init__(self) -> None:
-        if min(p for pair in self.padding for p in pair) < 0:
+        c = self.convolution
+        parts = (self.size, self.padding, self.output_padding, self.outside)
+        if any(len(part) != c.axes for part in parts) or self.mode not in MODES:
+            raise ValueError(f"{c.axes} axes, but {parts}, {self.mode}")
+        if min(p for pair in (*self.padding, *self.outside, self.output_padding) for p in pair) < 0:
             raise ValueError(f"negative padding {self.padding}")
+        if self.copies and c.transposed:
+            raise ValueError(f"a transposed convolution does not pad by {self.mode}")
+        most = {"reflect": [n - 1 for n in self.size], "circular": self.size}.get(self.mode)
+        if most and any(max(pair) > room for pair, room in zip(self.padding, most, strict=True)):
+            raise ValueError(f"{self.mode} cannot pad {self.size} by {self.padding}")
         if min(*self.output_size, *self.size) < 1:
             raise ValueError(f"input {self.size} leaves an output of {self.output_size}")
+
+    @property
+    def copies(self) -> bool:
+        """Whether the padding copies entries of the input."""
+        return self.mode != "zeros" and any(any(pair) for pair in self.padding)
 
     @property
     def output_size(self) -> tuple[int, ...]:
         """The spatial shape of the output."""
         c = self.convolution
-        rows = zip(self.size, c.kernel.shape[2:], c.stride, c.dilation, self.padding, strict=True)
+        rows = zip(self.size, c.kernel.shape[2:], c.stride, c.dilation, self._sides(), strict=True)
         if c.transposed:
             sizes = ((n - 1) * s + d * (k - 1) + 1 - sum(p) for n, k, s, d, p in rows)
             return tuple(n + e for n, e in zip(sizes, self.output_padding, strict=True))
@@ -218,23 +244,61 @@ class Located:
         outputs, inputs = self._channels[::-1] if self.convolution.transposed else self._channels
         return outputs * math.prod(self.output_size), inputs * math.prod(self.size)
 
+    @property
+    def ends(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The spatial shapes on the strided side (a convolution's output) and on the other."""
+        sizes = self.output_size, self.size
+        return sizes[::-1] if self.convolution.transposed else sizes
+
     def matvec(self, x: np.ndarray) -> np.ndarray:
-        return self._scatter(x) if self.convolution.transposed else self._gather(x)
+        return self.scatter(x) if self.convolution.transposed else self.gather(x)
 
     def rmatvec(self, y: np.ndarray) -> np.ndarray:
-        return self._gather(y) if self.convolution.transposed else self._scatter(y)
+        return self.gather(y) if self.convolution.transposed else self.scatter(y)
 
     def dense(self) -> np.ndarray:
-        columns = np.eye(self.shape[1])
-        return np.stack([self.matvec(column) for column in columns], axis=1)
+        return BlockDiagonal(self.blocks()).dense()
 
-    def _sizes(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-        """(few, many, padded many): the spatial shapes on the strided side and on the other."""
-        c = self.convolution
-        few, many = (self.size, self.output_size) if c.transposed else (self.output_size, self.size)
-        rows = zip(few, many, c.kernel.shape[2:], c.stride, c.dilation, self.padding, strict=True)
-        wide = tuple(max(p[0] + n + max(p[1], 0), (m - 1) * s + d * (k - 1) + 1) for m, n, k, s, d, p in rows)
-        return few, many, wide
+    def blocks(self) -> np.ndarray:
+        """The matrix of each group, (groups, rows, columns): they act on channels of their own.
+
+        Exact, but where copies make several taps of the kernel meet in one entry.
+        """
+        (few, many), (outputs, inputs), c = self.ends, self._channels, self.convolution
+        outer, inner = outputs // c.groups, inputs // c.groups
+        matrix = np.zeros((c.groups, outer, math.prod(few), inner, math.prod(many)))
+        kernel = c.kernel.reshape(c.groups, outer, inner, *c.kernel.shape[2:])
+        sources = self.sources()
+        for tap, places in self._taps(few):
+            met, there = np.zeros(1, dtype=np.int64), np.ones(1, dtype=bool)
+            for source, place, n in zip(sources, places, many, strict=True):
+                line = source[place]
+                met = (met[:, None] * n + line).ravel()
+                there = (there[:, None] & (line >= 0)).ravel()
+            rows = np.flatnonzero(there)  # a tap joins each place of the output to at most one of the input
+            matrix[:, :, rows, :, met[rows]] += kernel[(..., *tap)]
+        matrix = matrix.reshape(c.groups, outer * math.prod(few), inner * math.prod(many))
+        return matrix.swapaxes(1, 2) if c.transposed else matrix
+
+    def sources(self) -> tuple[np.ndarray, ...]:
+        """For each axis, which entry of the input each entry of the padded array holds; −1 for zeros."""
+        few, many = self.ends
+        c, found = self.convolution, []
+        rows = zip(few, many, c.kernel.shape[2:], c.stride, c.dilation, self.padding, self.outside, strict=True)
+        for m, n, k, s, d, sides, zeros in rows:
+            inner = np.arange(n)
+            if self.copies:
+                inner = np.pad(inner, sides, mode=MODES[self.mode])
+                sides = zeros
+            else:
+                sides = sides[0] + zeros[0], sides[1] + zeros[1]
+            needed = (m - 1) * s + d * (k - 1) + 1 - sides[0] - len(inner)
+            found.append(np.pad(inner, (sides[0], max(sides[1], needed)), constant_values=-1))
+        return tuple(found)
+
+    def _sides(self) -> list[tuple[int, int]]:
+        """All padding of each axis, before and after."""
+        return [(p[0] + z[0], p[1] + z[1]) for p, z in zip(self.padding, self.outside, strict=True)]
 
     def _taps(self, few: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], tuple[slice, ...]]]:
         """Each tap of the kernel with the places in the padded array that it meets."""
@@ -243,33 +307,39 @@ class Located:
             rows = zip(tap, few, c.stride, c.dilation, strict=True)
             yield tap, tuple(slice(d * t, d * t + s * (m - 1) + 1, s) for t, m, s, d in rows)
 
-    def _gather(self, x: np.ndarray) -> np.ndarray:
-        """y[m] = Σ_t W_t x[s·m + d·t − p]."""
-        few, many, wide = self._sizes()
-        (outputs, inputs), c = self._channels, self.convolution
-        padded = np.zeros((inputs, *wide))
-        padded[self._inner(many)] = x.reshape(inputs, *many)
-        y = np.zeros((c.groups, outputs // c.groups, *few))
+    def gather(self, x: np.ndarray) -> np.ndarray:
+        """y[m] = Σ_t W_t x[s·m + d·t − p]: the convolution, also where the layer is its adjoint."""
+        (few, many), (outputs, inputs), c = self.ends, self._channels, self.convolution
+        padded = x.reshape(inputs, *many)
+        for axis, source in enumerate(self.sources(), start=1):
+            shape = tuple(-1 if a == axis else 1 for a in range(c.axes + 1))
+            padded = np.take(padded, source, axis=axis) * (source >= 0).reshape(shape)
+        y = np.zeros((c.groups, outputs // c.groups, math.prod(few)))
         kernel = c.kernel.reshape(c.groups, outputs // c.groups, inputs // c.groups, *c.kernel.shape[2:])
         for tap, places in self._taps(few):
-            seen = padded[(slice(None), *places)].reshape(c.groups, inputs // c.groups, *few)
-            y += np.einsum("goi,gi...->go...", kernel[(..., *tap)], seen)
+            seen = padded[(slice(None), *places)].reshape(c.groups, inputs // c.groups, -1)
+            y += kernel[(..., *tap)] @ seen
         return y.ravel()
 
-    def _scatter(self, y: np.ndarray) -> np.ndarray:
-        """The adjoint of `_gather`."""
-        few, many, wide = self._sizes()
-        (outputs, inputs), c = self._channels, self.convolution
-        padded = np.zeros((inputs, *wide))
-        given = y.reshape(c.groups, outputs // c.groups, *few)
+    def scatter(self, y: np.ndarray) -> np.ndarray:
+        """The adjoint of `gather`."""
+        (few, many), (outputs, inputs), c = self.ends, self._channels, self.convolution
+        sources = self.sources()
+        padded = np.zeros((inputs, *map(len, sources)))
+        given = y.reshape(c.groups, outputs // c.groups, -1)
         kernel = c.kernel.reshape(c.groups, outputs // c.groups, inputs // c.groups, *c.kernel.shape[2:])
         for tap, places in self._taps(few):
-            part = np.einsum("goi,go...->gi...", kernel[(..., *tap)], given)
+            part = kernel[(..., *tap)].swapaxes(1, 2) @ given
             padded[(slice(None), *places)] += part.reshape(inputs, *few)
-        return padded[self._inner(many)].ravel()
-
-    def _inner(self, many: tuple[int, ...]) -> tuple[slice, ...]:
-        return (slice(None), *(slice(p, p + n) for (p, _), n in zip(self.padding, many, strict=True)))
+        for axis, (source, size, sides) in enumerate(zip(sources, many, self._sides(), strict=True), start=1):
+            lines = np.moveaxis(padded, axis, 0)
+            core = slice(sides[0], sides[0] + size)
+            total = lines[core].copy()
+            for place in (*range(core.start), *range(core.stop, len(source))):
+                if source[place] >= 0:
+                    total[source[place]] += lines[place]  # a copy gives back to what it was copied from
+            padded = np.moveaxis(total, 0, axis)
+        return padded.ravel()
 
 
 def flat(weight: np.ndarray) -> np.ndarray:
@@ -277,4 +347,4 @@ def flat(weight: np.ndarray) -> np.ndarray:
     return weight.reshape(weight.shape[0], math.prod(weight.shape[1:]))
 
 
-AnyMap = Dense | LowRank | BlockDiagonal | Convolution
+AnyMap = Dense | LowRank | BlockDiagonal | Convolution | Located

@@ -51,6 +51,11 @@ class Meter:
             found = self.known[key] = self._measure(layer, matrix, operator, rounding)
         return found
 
+    def norm_at(self, layer: Layer, index: int) -> Bound:
+        """The norm of the node's own operator for one of the layer's outputs, without its gain."""
+        places = layer.places[index : index + 1]
+        return self.measure(replace(layer, gain=1.0, places=places)).norm
+
     def norm_of(self, operator: AnyMap) -> Bound:
         """The norm of a map that is no layer by itself (a stretch of several)."""
         return sigma.measure(operator, self.settings.norm, self.options)
@@ -63,7 +68,7 @@ class Meter:
         elif layer.geometry is not None and not layer.geometry.known and norm != "l2":
             second = _widened(self._sums_for_every_geometry(operator, norm), rounding)
         else:
-            second = _widened(sigma.measure(operator, norm, self.options), rounding)
+            second = _widened(self._largest(layer.here(operator) if isinstance(operator, Convolution) else (operator,)), rounding)
         if layer.geometry is not None and isinstance(matrix, LowRank):
             second = _with_product_rounding(second, matrix, layer)
         if layer.geometry is not None and not layer.geometry.known and norm == "l2":
@@ -77,6 +82,15 @@ class Meter:
         spectrum, condition = _spectrum(matrix) if self.settings.spectrum and first.bounded else (None, None)
         return Measured(first, second, power, _frobenius(matrix), spectrum, condition)
 
+
+    def _largest(self, operators: tuple[AnyMap, ...]) -> Bound:
+        """The largest norm of one layer in its several places."""
+        bounds = [self.norm_of(operator) for operator in operators]
+        worst = max(bounds, key=lambda bound: bound.upper)
+        if len(bounds) == 1:
+            return worst
+        lower, grade = max(bound.lower for bound in bounds), min(bound.grade for bound in bounds)
+        return replace(worst, lower=lower, grade=grade, method=f"{worst.method}, of {len(bounds)} sizes")
 
     def _sums_for_every_geometry(self, operator: AnyMap, norm: Norm) -> Bound:
         """An upper bound in l1 or linf of a kernel of unknown stride, dilation, groups, orientation.
@@ -168,7 +182,7 @@ def _digest(matrix: AnyMap, layer: Layer) -> bytes:
         LowRank: lambda: (matrix.left, matrix.right),
         BlockDiagonal: lambda: (matrix.blocks,),
     }[type(matrix)]()
-    digest.update(repr((type(matrix).__name__, layer.geometry, layer.shape)).encode())
+    digest.update(repr((type(matrix).__name__, layer.geometry, layer.shape, dict.fromkeys(layer.places))).encode())
     for part in parts:
         digest.update(repr(part.shape).encode())
         digest.update(np.ascontiguousarray(part).data)

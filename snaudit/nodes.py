@@ -15,6 +15,7 @@ from snaudit.dequantized import Dequantized
 from snaudit.forms import Folded, Form, Plain
 from snaudit.layers import Extraction, Geometry, Layer
 from snaudit.model import LeftOut, Tensor
+from snaudit.places import place_of
 
 _QUANTIZED = {
     "MatMulInteger", "ConvInteger", "QLinearMatMul", "QLinearConv", "QGemm", "QAttention", "QLinearAdd",
@@ -78,18 +79,23 @@ def _add(reading: _Reading, layer: Layer, node: ir.Node) -> None:
     handle = form.handle if isinstance(form, Folded) else form.tensors[0]
     digest = form.digest if isinstance(form, Folded) else b""
     index = str(getattr(form, "index", ""))
-    places = form.tensors if isinstance(form, Dequantized) else (handle,)
-    key = (*(t and t.place for t in places), digest, index, layer.geometry, layer.flipped, layer.op, layer.shape, layer.gain)
+    handles = form.tensors if isinstance(form, Dequantized) else (handle,)
+    key = (*(t and t.place for t in handles), digest, index, layer.geometry, layer.flipped, layer.op, layer.shape, layer.gain)
     known = reading.layers.get(key)
     used_by = (node.name or node.outputs[0].name or node.op_type,)
     outputs = layer.outputs or (node.outputs[0],)
+    place = None if layer.geometry is None else place_of(node, layer.shape, layer.geometry)
+    places = () if layer.geometry is None else (place,) * len(outputs)
     if known is None:
         reading.names[layer.name] = count = reading.names.get(layer.name, 0) + 1
         name = layer.name if count == 1 else f"{layer.name}#{count}"  # one weight, applied in two ways
-        reading.layers[key] = replace(layer, name=name, used_by=used_by, outputs=outputs)
+        reading.layers[key] = replace(layer, name=name, used_by=used_by, outputs=outputs, places=places)
     else:
         reading.layers[key] = replace(
-            known, used_by=known.used_by + used_by, outputs=known.outputs + outputs
+            known,
+            used_by=known.used_by + used_by,
+            outputs=known.outputs + outputs,
+            places=known.places + places,
         )
 
 

@@ -175,9 +175,9 @@ def _composition_of(
 
     started = time.perf_counter()
     operators = {
-        output: result.norm if layer.gain == 1.0 else meter.measure(replace(layer, gain=1.0)).norm
+        output: result.norm if layer.gain == 1.0 and len(set(layer.places)) < 2 else meter.norm_at(layer, index)
         for layer, result in zip(layers, results, strict=True)
-        for output in layer.outputs
+        for index, output in enumerate(layer.outputs)
     }
     names = {output: layer.name for layer in layers for output in layer.outputs}
     shortcuts = [

@@ -14,8 +14,9 @@ import onnx_ir as ir
 
 from snaudit import folding
 from snaudit.bound import Bound, scaled
-from snaudit.layers import Layer
+from snaudit.layers import Layer, Place
 from snaudit.linear import AnyMap, Convolution, Dense
+from snaudit.places import padded_place
 
 _ROUNDING = 1e-9
 """The scales are computed in float64: each entry of the scaled weight is off by at most 8u ≈ 9e-16
@@ -32,6 +33,7 @@ class Stretch:
     """`output` is an affine function of `source`, with the layer's weight between two scalings.
 
     before (inputs,) and after (outputs,) scale the layer's channels; None where there is none.
+    place is where a convolution acts, a Pad before it included; None: for all sizes.
     """
 
     layer: Layer
@@ -39,12 +41,14 @@ class Stretch:
     output: ir.Value
     before: np.ndarray | None
     after: np.ndarray | None
+    place: Place | None = None
 
     def map(self) -> AnyMap:
         """The stretch's linear part. Reads the weight's bytes."""
         _, operator = self.layer.maps()
         if isinstance(operator, Convolution):
-            return _scale_convolution(operator, self.before, self.after)
+            scaled_ = _scale_convolution(operator, self.before, self.after)
+            return scaled_ if self.place is None else self.place.of(scaled_)
         assert isinstance(operator, Dense)
         weight = operator.weight
         if self.after is not None:
@@ -55,6 +59,8 @@ class Stretch:
 
     def enclosed(self, measured: Bound) -> Bound:
         """The bound of the exact stretch from that of the one with rounded scales."""
+        if self.before is None and self.after is None:
+            return measured
         widened = scaled(measured, 1 + _ROUNDING)
         return Bound(0.0, widened.upper, widened.grade, f"{measured.method}, scales folded")
 
@@ -79,13 +85,13 @@ def find_stretches(layers: tuple[Layer, ...]) -> Iterator[Stretch]:
     for layer in layers:
         if layer.op in ("Embedding", "Attention", "LSTM", "GRU", "RNN") or layer.stacked:
             continue
-        for output in layer.outputs:
-            stretch = _around(layer, output)
+        for output, place in zip(layer.outputs, layer.places or (None,) * len(layer.outputs), strict=True):
+            stretch = _around(layer, output, place)
             if stretch is not None:
                 yield stretch
 
 
-def _around(layer: Layer, output: ir.Value) -> Stretch | None:
+def _around(layer: Layer, output: ir.Value, place: Place | None) -> Stretch | None:
     node = output.producer()
     if node is None or node.domain not in ("", "ai.onnx") or node.op_type not in _AFFINE:
         return None
@@ -100,14 +106,17 @@ def _around(layer: Layer, output: ir.Value) -> Stretch | None:
     rows, columns = _channels(layer)
     axis = 1 if layer.geometry is not None else -1
     after, last = _follow(output, rows, axis, layer)
-    before, source = _precede(data[0], columns, axis, layer)
+    padded = None if place is None else padded_place(node, layer.shape, layer.geometry, place)
+    first, place = (data[0], place) if padded is None else padded
+    before, source = _precede(first, columns, axis, layer)
     if node.op_type == "Gemm":
         alpha = node.attributes.get("alpha")
         if alpha is not None:
             after = float(alpha.value) * (np.ones(rows) if after is None else after)
-    if not any(scale is not None and (np.abs(scale) != 1.0).any() for scale in (before, after)):
+    changes = any(scale is not None and (np.abs(scale) != 1.0).any() for scale in (before, after))
+    if not changes and padded is None:
         return None  # only additions around it: nothing to gain
-    return Stretch(layer, source, last, before, after)
+    return Stretch(layer, source, last, before, after, place)
 
 
 def _transposes(node: ir.Node) -> bool:

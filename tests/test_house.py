@@ -22,7 +22,7 @@ LEVELS = (
     ("pipeline", "constraints"),
     ("rewriting",),
     ("policy", "report", "measuring", "outputs", "writing", "extraction", "lipschitz"),
-    ("stretches", "parameters", "quantized_parameters", "nodes", "quantized_nodes", "walk"),
+    ("stretches", "parameters", "quantized_parameters", "nodes", "places", "quantized_nodes", "walk"),
     ("layers", "patterns"),
     ("forms", "dequantized", "formats", "sigma", "rules"),
     ("findings", "folding", "joint"),

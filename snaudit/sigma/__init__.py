@@ -10,8 +10,8 @@ import numpy as np
 from snaudit.arrays import arrays_on
 from snaudit.bound import UNBOUNDED, Bound, Norm, exactly
 from snaudit.errors import UsageError
-from snaudit.linear import AnyMap, BlockDiagonal, Convolution, Dense, LowRank
-from snaudit.sigma import certificate, fourier, power, sums, svd
+from snaudit.linear import AnyMap, BlockDiagonal, Convolution, Dense, Located, LowRank
+from snaudit.sigma import certificate, fourier, power, sized, sums, svd
 from snaudit.sigma.interface import NOT_FINITE, Method, Options, PowerEstimate
 from snaudit.sigma.power import power_estimate
 from snaudit.sigma.svd import singular_values
@@ -19,6 +19,7 @@ from snaudit.sigma.svd import singular_values
 METHODS: tuple[Method, ...] = (
     certificate.METHOD,
     fourier.METHOD,
+    sized.METHOD,
     sums.METHOD,
     svd.METHOD,
     power.METHOD,
@@ -29,7 +30,8 @@ __all__ = ["METHODS", "Method", "Options", "PowerEstimate", "choose", "measure",
 
 
 def measure(map: AnyMap, norm: Norm = "l2", options: Options = Options()) -> Bound:  # noqa: B008  frozen
-    """An enclosure of the operator norm: of a Convolution, over all input sizes with zero padding.
+    """An enclosure of the operator norm: of a Convolution, over all input sizes with zero padding;
+    of a Located one, at its size.
 
     A map with entries that are not finite is unbounded ("not finite"), one of size zero is 0. Where
     the certificate fails, LAPACK's SVD stands in, graded COMPUTED. Raises UsageError for a method or
@@ -79,6 +81,8 @@ def _without_taps(map: AnyMap, norm: Norm) -> AnyMap:
 
 
 def _arrays(map: AnyMap) -> tuple[np.ndarray, ...]:
+    if isinstance(map, Located):
+        return (map.convolution.kernel,)
     if isinstance(map, Convolution):
         return (map.kernel,)
     if isinstance(map, LowRank):

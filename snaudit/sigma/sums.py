@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 
 from snaudit.bound import Bound, Grade, Norm
-from snaudit.linear import AnyMap, BlockDiagonal, Convolution, LowRank, flat
+from snaudit.linear import AnyMap, BlockDiagonal, Convolution, Located, LowRank, flat
 from snaudit.rounding import SAFE, TINY, exponent_of, gamma, scale, unscale
 from snaudit.sigma.interface import Method, Options
 
@@ -25,10 +26,15 @@ def measure(map: AnyMap, norm: Norm, options: Options) -> Bound:
     """‖W‖₁ = the largest sum of a column's |entries|, ‖W‖∞ = the largest sum of a row's (Higham, 6.2).
 
     Sums of non-negative numbers in floating point are within γ_n of themselves; where the largest
-    sum is a float, it is returned as it is. For a convolution, over all input sizes: see `_rows`.
+    sum is a float, it is returned as it is. For a convolution, over all input sizes: see `_rows`; at
+    one size, the borders count: see `_at_size`.
     """
     if isinstance(map, LowRank):
         return _product(map if norm == "linf" else LowRank(map.right.T, map.left.T))
+    if isinstance(map, Located):
+        if map.copies or not _meets_all(map, norm):
+            return _at_size(map, norm)
+        map = map.convolution
     lower = upper = 0.0
     for rows in _rows(map, norm):
         low, high = largest_row_sum(rows)
@@ -98,6 +104,56 @@ def _inputs(conv: Convolution) -> Iterator[np.ndarray]:
         for axis, taps in enumerate(choice):
             part = np.take(part, taps, axis=3 + axis)
         yield np.moveaxis(part, 2, 1).reshape(conv.groups * conv.kernel.shape[1], -1)
+
+
+def _meets_all(map: Located, norm: Norm) -> bool:
+    """Whether some output reads all taps from inside the input, or, for column sums, inputs of every
+    residue class are read by all of their taps: then the sums over all sizes are reached."""
+    c, (few, many) = map.convolution, map.ends
+    sides = [p[0] + z[0] for p, z in zip(map.padding, map.outside, strict=True)]
+    rows = zip(few, many, c.kernel.shape[2:], c.stride, c.dilation, sides, strict=True)
+    for m, n, k, s, d, before in rows:
+        reach = d * (k - 1)
+        if (norm == "linf") != c.transposed:
+            first = -(-before // s)
+            if first > m - 1 or s * first + reach - before > n - 1:
+                return False
+        elif min(n - 1, s * (m - 1) - before) - max(0, reach - before) + 1 < s:
+            return False
+    return True
+
+
+def _at_size(map: Located, norm: Norm) -> Bound:
+    """Row or column sums of |A|, all at once: of the convolution with |W| summed over channels, of ones.
+
+    Where padding copies, taps of unlike sign can meet in one entry: then that sum is only from above,
+    and the worst line's own sum is from below.
+    """
+    conv = map.convolution
+    forward = (norm == "linf") != conv.transposed
+    exponent = exponent_of(conv.kernel)
+    kernel = scale(conv.kernel, exponent)
+    outputs, inputs, *taps = kernel.shape
+    if forward:
+        summed = np.abs(kernel).sum(axis=1, keepdims=True)
+    else:
+        grouped = np.abs(kernel).reshape(conv.groups, outputs // conv.groups, inputs, *taps)
+        summed = grouped.sum(axis=1).reshape(1, conv.groups * inputs, *taps)
+    flat_map = replace(map, convolution=replace(conv, kernel=summed, groups=1))
+    few, many = map.ends
+    sums = flat_map.gather(np.ones(math.prod(many))) if forward else flat_map.scatter(np.ones(math.prod(few)))
+    copied = sum(len(source) for source in map.sources())
+    slack = gamma(math.prod(taps) + max(outputs, inputs) + copied + 4)
+    top = float(sums.max())
+    low, high = top * (1.0 - slack) - TINY, top * (1.0 + slack) + TINY
+    if map.copies:
+        unit = np.zeros(outputs * math.prod(few) if forward else inputs * conv.groups * math.prod(many))
+        unit[int(np.argmax(sums))] = 1.0
+        whole = replace(map, convolution=replace(conv, kernel=kernel))
+        line = whole.scatter(unit) if forward else whole.gather(unit)
+        low = float(np.abs(line).sum()) * (1.0 - gamma(line.size)) - SAFE * slack * high - TINY
+    lower, upper = unscale(max(0.0, low), high, exponent)
+    return Bound(lower, upper, Grade.PROVED, "sums at " + "×".join(str(n) for n in map.size))
 
 
 def _product(map: LowRank) -> Bound:

@@ -15,8 +15,8 @@ from snaudit.broadcasting import dims
 from snaudit.findings import Gap
 from snaudit.patterns import Shortcut
 from snaudit.quantized_nodes import picked_rows, source_of
+from snaudit.rules import quantized
 from snaudit.rules.interface import CONSTANT, Step, Unbounded, Value
-from snaudit.rules.quantized import SURROGATE
 from snaudit.walk import UNROUNDED, Walk, bodies_of, branches_of, is_default, reads_of, value_of, where_is
 
 __all__ = ["Composition", "Shortcut", "compose"]
@@ -72,7 +72,7 @@ def compose(
     for node in order:
         _visit(walk, node)
     found = _conclude(walk, order)
-    if SURROGATE in found.assumptions and found.bound.bounded:
+    if quantized.SURROGATE in found.assumptions and found.bound.bounded:
         found = replace(found, assumptions=(*found.assumptions, _rounding(walk, order)))
     return found
 
@@ -140,6 +140,8 @@ def _visit(walk: Walk, node: ir.Node) -> None:
             walk.values[output] = Value(UNBOUNDED, sources)
             if gap is not None:
                 walk.gaps[output] = gap
+    if quantized.makes_codes(node, any(v in walk.codes for v in reads)):
+        walk.codes.update(node.outputs[:1] if node.op_type == "DynamicQuantizeLinear" else node.outputs)
     _shapes_by_data(walk, node, reads, gap)
     if any(not v.is_constant for v in known):
         _shorten(walk, node)
@@ -171,7 +173,7 @@ def _dynamically_quantized(walk: Walk, node: ir.Node) -> Iterator[Shortcut]:
     norm = exactly(1.0, "identity") if node.op_type == "DequantizeLinear" else walk.operators.get(output)
     if norm is not None and norm.bounded:
         bound = at_most(norm.upper, norm.method, Grade.ASSUMED)
-        yield Shortcut(output, source, bound, walk.names.get(output) or where_is(node), (SURROGATE,))
+        yield Shortcut(output, source, bound, walk.names.get(output) or where_is(node), (quantized.SURROGATE,))
 
 
 def _judge(walk: Walk, node: ir.Node, reads: list[ir.Value], known: list[Value]) -> tuple[Value, ...]:
@@ -193,6 +195,9 @@ def _judge(walk: Walk, node: ir.Node, reads: list[ir.Value], known: list[Value])
     row = rules.lookup(domain, op)
     if row is None or walk.norm not in row.norms or nested:
         raise _unknown(node, op, domain)
+    if any(v in walk.codes for v in reads) and not quantized.takes_codes(node):
+        reason = f"{op} computes with quantized integers, which rounds or overflows"
+        raise Unbounded(reason, "dequantize before it", "step")
     jumps = [value.jumps for value in varying if value.jumps]
     if len(jumps) == len(varying) and jumps:
         sources = frozenset().union(*(value.sources for value in varying))

@@ -37,6 +37,8 @@ class Walk:
     embeddings: list[str] = field(default_factory=list)
     shaped_by_data: set[ir.Value] = field(default_factory=set)
     """Values whose shape may depend on the numbers in the network's input."""
+    codes: set[ir.Value] = field(default_factory=set)
+    """Integers that stand for varying real values."""
     errors: bool = False
     """Whether lips are bounds of what rounding has added so far: real inputs have none, and share one source."""
 

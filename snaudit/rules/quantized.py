@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -32,6 +33,32 @@ SURROGATE = (
 )
 _INTEGERS = ("int2", "uint2", "int4", "uint4")
 _AUDIT = "audit the model before quantization"
+
+
+_MOVES = (
+    "Identity", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Split", "Concat", "Gather",
+    "GatherND", "Expand", "Tile", "Pad", "MaxPool", "GlobalMaxPool", "Max", "Min", "Clip", "Relu", "DepthToSpace",
+    "SpaceToDepth", "Where", "ReduceMax", "ReduceMin", "Dropout", "If",
+)  # fmt: skip
+"""Ops whose result on integers is that on the same real numbers, with neither rounding nor overflow."""
+
+
+def makes_codes(node: Any, of_codes: bool) -> bool:
+    """Whether a node's results are codes; `of_codes`: whether it reads some."""
+    if node.op_type == "QGemm":
+        return len(node.inputs) > 7 and node.inputs[7] is not None
+    if node.op_type in ("QuantizeLinear", "DynamicQuantizeLinear") or node.op_type.startswith("QLinear"):
+        return True
+    return of_codes and takes_codes(node) and node.op_type in (*_MOVES, "Resize")
+
+
+def takes_codes(node: Any) -> bool:
+    """Whether an op may read codes: it dequantizes, multiplies or moves them. Integer arithmetic of other ops
+    rounds or overflows, which no rule counts."""
+    if node.op_type == "Resize":
+        mode = node.attributes.get("mode")
+        return mode is None or mode.value in ("nearest", b"nearest")
+    return node.op_type in _MOVES or node.op_type == "Cast" or any(row.op == node.op_type for row in ROWS)
 
 
 def _positive(step: Step, index: int) -> np.ndarray:

@@ -25,6 +25,7 @@ from snaudit.interrupts import Interrupted, interrupt_behind, signals_raise
 from snaudit.version import VERSION
 
 INTERNAL_ERROR = 4
+WITNESS_SECONDS = 2.0
 _DEBUG = "SNAUDIT_DEBUG"
 _PARSER_ERROR = typer.BadParameter.__mro__[2]  # ClickException, which newer Typers keep to themselves
 
@@ -66,21 +67,29 @@ def _inspect(
     iterations: opt.Iterations = 20,
     seed: opt.Seed = 0,
     device: opt.DeviceChoice = opt.Device.cpu,
+    witness_seconds: opt.WitnessSeconds = WITNESS_SECONDS,
+    replay: opt.Replay = None,
     spectrum: opt.Spectrum = False,
     layers: opt.Layers = None,
     every: opt.Every = False,
     sort: opt.Sort = opt.Order.sigma,
     format: opt.FormatChoice = opt.Format.table,
     output: opt.Output = None,
+    witness: opt.WitnessFile = None,
 ) -> int:
     """Show σ of every weight matrix, every layer's norm, and the network's Lipschitz bound."""
 
     def work() -> int:
         sink.check_output(output, model)
+        sink.check_witness(witness, output)
         from snaudit.commands.auditing import Wish, inspect
 
-        wish = Wish(model, format.value, output, sort.value, "all" if every else "folded")
-        settings = _settings(key, norm, method, iterations, seed, device) | {"spectrum": spectrum}
+        wish = Wish(model, format.value, output, sort.value, "all" if every else "folded", witness)
+        settings = _settings(key, norm, method, iterations, seed, device) | {
+            "spectrum": spectrum,
+            "witness_seconds": witness_seconds,
+            "replay": replay,
+        }
         return inspect(wish, settings, tuple(layers or ()))
 
     return _run(Request(str(model), format == opt.Format.json, output), work)
@@ -139,10 +148,13 @@ def _check(
     iterations: opt.Iterations = 20,
     seed: opt.Seed = 0,
     device: opt.DeviceChoice = opt.Device.cpu,
+    witness_seconds: opt.WitnessSeconds = WITNESS_SECONDS,
+    replay: opt.Replay = None,
     every: opt.Every = False,
     sort: opt.Sort = opt.Order.sigma,
     format: opt.FormatChoice = opt.Format.table,
     output: opt.Output = None,
+    witness: opt.WitnessFile = None,
 ) -> int:
     """Judge the model against limits: exit 0 if all hold, 1 if one is violated, 3 if undecided."""
 
@@ -150,9 +162,10 @@ def _check(
         if max_sigma is None and max_lipschitz is None:
             raise UsageError("check needs a limit: --max-sigma, --max-lipschitz or both")
         sink.check_output(output, model)
+        sink.check_witness(witness, output)
         from snaudit.commands.auditing import Wish, check
 
-        wish = Wish(model, format.value, output, sort.value, "all" if every else "none")
+        wish = Wish(model, format.value, output, sort.value, "all" if every else "none", witness)
         limits = {
             "max_sigma": max_sigma,
             "max_lipschitz": max_lipschitz,
@@ -160,7 +173,10 @@ def _check(
             "layers": tuple(layers or ()),
             "skip": tuple(skip or ()),
         }
-        settings = _settings(key, norm, method, iterations, seed, device)
+        settings = _settings(key, norm, method, iterations, seed, device) | {
+            "witness_seconds": witness_seconds,
+            "replay": replay,
+        }
         return check(wish, settings, limits, accept.value, undecided == opt.Undecided.warn)
 
     return _run(Request(str(model), format == opt.Format.json, output), work)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 
 from snaudit.bound import NORMS, Bound, Norm
 from snaudit.errors import UsageError
@@ -92,6 +93,32 @@ class MethodResult:
 
 
 @dataclass(frozen=True, slots=True)
+class Point:
+    """One input's part of the two points of a witness: float64 numbers, as bytes."""
+
+    name: str
+    shape: tuple[int, ...]
+    x: bytes = field(repr=False)
+    y: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Witness:
+    """Two points between which the network was run: ‖f(x) − f(y)‖/‖x − y‖ is at least `lower`.
+
+    A lower of 0 says that there is none, and `note` why. seconds: of processor time.
+    """
+
+    norm: Norm
+    lower: float = 0.0
+    evaluations: int = 0
+    seconds: float = 0.0
+    method: str = ""
+    points: tuple[Point, ...] = ()
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class NetworkResult:
     """The whole network's bound (all outputs jointly, all real inputs jointly)."""
 
@@ -101,6 +128,8 @@ class NetworkResult:
     assumptions: tuple[str, ...] = ()
     contributions: tuple[tuple[str, float], ...] = ()
     """(layer name, factor) for each factor of the bound that a layer brings."""
+    witness: Witness | None = None
+    """What the bound's lower end rests on; None where none was sought."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +146,10 @@ class Settings:
     spectrum: bool = False
     key: str | None = None
     input_range: tuple[float, float] | None = None
+    witness_seconds: float = 0.0
+    """Processor time for a search for the network's lower end; 0: the model is not run."""
+    replay: Path | None = None
+    """An npz file with a pair of points to run instead of a search."""
 
     def __post_init__(self) -> None:
         if self.norm not in NORMS:
@@ -125,6 +158,8 @@ class Settings:
             raise UsageError("iterations and seed must not be negative")
         if not 0 < self.rtol < 1:
             raise UsageError(f"rtol must lie between 0 and 1, not {self.rtol}")
+        if not 0.0 <= self.witness_seconds <= 1e6:
+            raise UsageError(f"witness_seconds must lie between 0 and 1e6, not {self.witness_seconds}")
         if self.input_range is not None:
             raise UsageError("input_range is not supported yet")
 

@@ -30,6 +30,7 @@ from snaudit.findings import (
 from snaudit.layers import Extraction, Layer, select
 from snaudit.measuring import Meter, not_finite, result_of
 from snaudit.model import FileRead, LeftOut, Model
+from snaudit.witness import Seeker, joined
 
 _SMALL = 1 << 24
 """Tensors that are no matrices are looked through for NaN up to so many entries."""
@@ -53,6 +54,20 @@ def audit(
     extraction = extract(model)
     if not extraction.layers:
         raise EmptyModel(path, "no weight matrix to audit in it" + _what_there_is(extraction.left_out))
+    with Seeker(model, settings) as seeker:  # runs while the layers are measured
+        return _audited(path, model, extraction, settings, limits, progress, only, seeker)
+
+
+def _audited(
+    path: Path,
+    model: Model,
+    extraction: Extraction,
+    settings: Settings,
+    limits: policy.Limits | None,
+    progress: Progress | None,
+    only: tuple[str, ...],
+    seeker: Seeker,
+) -> Report:
     meter = Meter(settings)
     results: list[LayerResult] = []
     findings: list[Finding] = []
@@ -72,6 +87,7 @@ def audit(
         network, gaps = _chain_of(extraction, tuple(results), missed)
     else:
         network, gaps = _composition_of(model, extraction.layers, tuple(results), meter)
+    network, gaps = joined(network, gaps, seeker.witness())
     for file in model.files:
         file.check()
     shown = {layer.name for layer in select(extraction.layers, only)}

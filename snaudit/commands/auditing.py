@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from snaudit import pipeline
+from snaudit import pipeline, witness
 from snaudit.bound import Grade
 from snaudit.commands import sink
 from snaudit.errors import SoundnessError
@@ -27,6 +27,7 @@ class Wish:
     output: Path | None
     order: str = "sigma"
     rows: str = "folded"
+    witness: Path | None = None
 
 
 def inspect(wish: Wish, settings: dict[str, Any], only: tuple[str, ...]) -> int:
@@ -57,6 +58,8 @@ def check(wish: Wish, settings: dict[str, Any], limits: dict[str, Any], accept: 
 
 
 def _deliver(wish: Wish, report: Report) -> None:
+    if wish.witness is not None:
+        _save(wish.witness, report)
     facts = sink.view_facts(to_file=wish.output is not None)
     view = View(**facts, order=wish.order, rows=wish.rows)  # type: ignore[arg-type]
     text = REPORTS[wish.format].render(report, view)
@@ -67,3 +70,14 @@ def _deliver(wish: Wish, report: Report) -> None:
             sink.check_output(wish.output, file.path)
         sink.write_file(wish.output, text)
         sink.tell(f"report written to {wish.output}")
+
+
+def _save(path: Path, report: Report) -> None:
+    """Write the pair behind the lower end, or say why there is none."""
+    found = report.network.witness
+    if found is None or not found.points:
+        why = found.note if found is not None else "none was sought (it needs a graph, and its time)"
+        sink.tell(f"no pair written to {path}: {why}")
+        return
+    sink.write_bytes(path, witness.stored(found))
+    sink.tell(f"pair written to {path}")

@@ -95,6 +95,16 @@ Seed = Annotated[int, option(MEASURING, "--seed", min=0, help="Seed of all rando
 DeviceChoice = Annotated[
     Device, option(MEASURING, "--device", help="Where to compute; cuda needs torch.")
 ]
+WitnessSeconds = Annotated[
+    float,
+    option(MEASURING, "--witness-seconds", metavar="S", min=0.0, max=1e6,
+           help="Processor time to seek a pair that the network stretches; 0: do not run the model."),
+]  # fmt: skip
+Replay = Annotated[
+    Path | None,
+    option(MEASURING, "--replay", metavar="FILE", show_default=False,
+           help="Run the pair saved by --witness instead of seeking one."),
+]  # fmt: skip
 Spectrum = Annotated[bool, option(MEASURING, "--spectrum", help="All singular values, in the JSON.")]
 Layers = Annotated[
     list[str] | None,
@@ -115,6 +125,11 @@ Output = Annotated[
     Path | None,
     option(SHOWING, "--output", "-o", metavar="FILE", show_default=False,
            help="Write the report to FILE instead of stdout."),
+]  # fmt: skip
+WitnessFile = Annotated[
+    Path | None,
+    option(SHOWING, "--witness", metavar="FILE", show_default=False,
+           help="Write the pair behind the network's lower end to an npz file."),
 ]  # fmt: skip
 
 # limits

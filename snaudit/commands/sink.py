@@ -113,11 +113,27 @@ def check_output(output: Path | None, model: Path | None) -> None:
         raise UsageError(f"--output {output} is a model file: a report does not replace it")
 
 
+def check_witness(witness: Path | None, output: Path | None) -> None:
+    """Refuse, before any work, a pair that would replace anything but a pair, or has no folder."""
+    if witness is None:
+        return
+    if not os.path.isdir(os.path.dirname(os.path.realpath(witness))):
+        raise UsageError(f"--witness {witness}: its folder does not exist")
+    if output is not None and os.path.realpath(witness) == os.path.realpath(output):
+        raise UsageError(f"--witness and --output are one file, {output}")
+    if os.path.exists(witness) and (not os.path.isfile(witness) or os.path.getsize(witness)):
+        from snaudit.witness import stored_pair
+
+        try:
+            stored_pair(witness)
+        except SnauditError as error:
+            raise UsageError(f"--witness {witness} exists and holds no pair: it is not replaced") from error
+
+
 def _is_model(path: Path) -> bool:
     """Whether a file stands there whose content is a model's."""
     if not os.path.isfile(path) or os.path.getsize(path) == 0:
         return False
-    from snaudit.errors import SnauditError
     from snaudit.formats import FORMATS
     from snaudit.formats.source import Source
 
@@ -144,11 +160,15 @@ def may_replace(path: Path) -> bool:
 
 
 def write_file(path: Path, text: str) -> None:
-    """The file `path` holding the text, whole or not at all; WriteError where the disk refuses.
+    """The file `path` holding the text, as `write_bytes` does it."""
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """The file `path` holding the bytes, whole or not at all; WriteError where the disk refuses.
 
     A device or a pipe is written to as it is: replacing /dev/null by a file would be no service.
     """
-    data = text.encode("utf-8", "backslashreplace")
     try:
         real = Path(os.path.realpath(path))
         if real.exists() and not stat.S_ISREG(real.stat().st_mode):

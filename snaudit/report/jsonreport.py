@@ -15,7 +15,7 @@ from snaudit.version import VERSION
 
 if TYPE_CHECKING:
     from snaudit.bound import Bound
-    from snaudit.findings import Finding, LayerResult, ModelCard, NetworkResult, Report, Settings
+    from snaudit.findings import Finding, LayerResult, ModelCard, NetworkResult, Report, Settings, Witness
 
 SCHEMA = "snaudit.report/1"
 
@@ -109,6 +109,7 @@ def _settings(settings: Settings) -> dict[str, Any]:
         "key": settings.key,
         "rtol": settings.rtol,
         "spectrum": settings.spectrum,
+        "witness_seconds": settings.witness_seconds,
     }
 
 
@@ -152,6 +153,22 @@ def _network(network: NetworkResult, norm: str) -> dict[str, Any]:
             {"name": name, "factor": number(factor), "bounded": math.isfinite(factor)}
             for name, factor in network.contributions
         ],
+        "witness": _witness(network.witness),
+    }
+
+
+def _witness(witness: Witness | None) -> dict[str, Any] | None:
+    """The pair behind the lower end; null where none was sought, `found` false where there is none."""
+    if witness is None:
+        return None
+    return {
+        "found": witness.lower > 0.0,
+        "ratio": witness.lower,
+        "evaluations": witness.evaluations,
+        "seconds": number(witness.seconds),
+        "method": witness.method,
+        "inputs": [{"name": point.name, "shape": list(point.shape)} for point in witness.points],
+        "note": witness.note,
     }
 
 

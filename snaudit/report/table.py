@@ -290,20 +290,31 @@ def _network(page: Page, report: Report) -> None:
     bound = network.bound
     page.blank()
     if bound.bounded:
-        seen = f", at least {at_least(bound.lower)}" if bound.lower else ""
         grade = f"{bound.grade.name}: {GRADE_MEANS[bound.grade]}"
-        text = f"at most {at_most(bound.upper)}{seen}, {grade} ({bound.method})"
+        text = f"at most {at_most(bound.upper)}, {grade} ({bound.method})"
         page.paragraph(f"network bound ({norm}): {text}", "bold", 2)
         for assumption in network.assumptions:
             page.paragraph(f"  assuming: {assumption}", "", 4)
     else:
         page.paragraph(f"network bound ({norm}): no finite bound is known", "bold", 2)
+    _lower_end(page, network)
     for method in network.methods if len(network.methods) > 1 else ():
         text = f"{at_most(method.bound.upper)} ({method.bound.grade.name})"
         page.paragraph(f"  by {method.name}: {text}, {method.seconds:.2f} s", "dim", 4)
     if len(network.outputs) > 1 or (network.outputs and not bound.bounded):
         for output in network.outputs:
             page.paragraph(f"  output {output.name}: {at_most(output.bound.upper)}", "", 4)
+
+
+def _lower_end(page: Page, network: NetworkResult) -> None:
+    bound, witness = network.bound, network.witness
+    if bound.lower:
+        ends = f"between {at_least(bound.lower)} and {at_most(bound.upper)}"
+        if not bound.bounded:
+            ends = f"above {at_least(bound.lower)}"
+        page.paragraph(f"  the constant lies {ends}: a pair of inputs was run", "", 4)
+    elif witness is not None:
+        page.paragraph(f"  no lower end: {witness.note}", "dim", 4)
 
 
 def _gaps(page: Page, gaps: Sequence[Gap], every: bool) -> None:

@@ -1,0 +1,253 @@
+"""The search for a witness, in a process of its own: a model's graph is run here, under limits.
+
+Reads a request (JSON) on stdin, writes one line of JSON and the raw points to the descriptor that
+was stdout. Whatever fails is an answer, too: {"note": why there is none}.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from snaudit.ascent import Search, ascend, length
+from snaudit.bound import down
+from snaudit.running import open_session, samples
+
+EVALUATIONS = 6000
+_CONFIRMED = 4
+_MEMORY = 6 << 30
+FLOAT32_ROUNDING = 2.0**-24
+"""Half a unit in the last place of a float32, relative."""
+
+
+class NoWitness(Exception):
+    """There is none; the message says why."""
+
+
+@dataclass(slots=True)
+class Network:
+    """The graph's real outputs as a function of its real inputs, in float32 and in float64.
+
+    Other inputs are held fixed. `low` runs in onnxruntime; `high` there where its kernels know
+    double, else in ONNX's reference implementation.
+    """
+
+    names: list[str]
+    shapes: list[tuple[int, ...]]
+    narrow: list[bool]
+    """Whether the input is stored as float16: points are rounded to it."""
+    fixed: dict[str, np.ndarray]
+    low: Any
+    high: Any
+    how: str
+    box: tuple[float, float] | None = None
+
+    def feed(self, x: np.ndarray, dtype: Any) -> dict[str, np.ndarray]:
+        ends = np.cumsum([0, *(math.prod(shape) for shape in self.shapes)])
+        parts = zip(self.names, self.shapes, ends, ends[1:], strict=False)
+        return {name: x[a:b].reshape(shape).astype(dtype) for name, shape, a, b in parts} | self.fixed
+
+    def point(self, x: np.ndarray) -> np.ndarray:
+        """The nearest point whose entries the inputs' stored type holds, in the box."""
+        x = np.asarray(x, np.float64)
+        x = x.astype(np.float16 if all(self.narrow) else np.float32).astype(np.float64)
+        if self.box is not None:
+            x = np.clip(x, *self.box)
+        return x
+
+    def value(self, x: np.ndarray) -> np.ndarray | None:
+        """f(x) as onnxruntime computes it in float32; None where it refuses."""
+        try:
+            return joined(self.low.run(None, self.feed(x, np.float32)))
+        except Exception:  # onnxruntime's errors share no base class
+            return None
+
+    def precise(self, x: np.ndarray) -> np.ndarray:
+        """f(x), computed in float64."""
+        return joined(self.high.run(None, self.feed(x, np.float64)))
+
+
+def joined(outputs: list[Any]) -> np.ndarray:
+    """All real outputs as one vector."""
+    real = [o for o in outputs if isinstance(o, np.ndarray) and np.issubdtype(o.dtype, np.floating)]
+    return np.concatenate([np.asarray(o, np.float64).ravel() for o in real] or [np.zeros(0)])
+
+
+def network(path: Path, seed: int, box: tuple[float, float] | None) -> Network:
+    """The graph in a file. Raises NoWitness for what cannot be run, or has no real input or output."""
+    import onnx
+    from onnx.external_data_helper import load_external_data_for_model
+
+    from snaudit.precision import Unfit, in_precision
+
+    model = onnx.ModelProto.FromString(path.read_bytes())
+    try:
+        load_external_data_for_model(model, str(path.parent))
+        low = in_precision(model, onnx.TensorProto.FLOAT)
+        high = in_precision(model, onnx.TensorProto.DOUBLE)
+    except Unfit as error:
+        raise NoWitness(str(error)) from error
+    narrow = {v.name: v.type.tensor_type.elem_type == onnx.TensorProto.FLOAT16 for v in model.graph.input}
+    try:
+        session = open_session(low.SerializeToString())
+    except Exception as error:
+        raise NoWitness(f"onnxruntime does not run the graph: {_short(error)}") from error
+    feed = _sample(session, seed)
+    real = [name for name, array in feed.items() if array.dtype == np.float32]
+    if not real or not sum(feed[name].size for name in real):
+        raise NoWitness("the graph has no real-valued input")
+    fixed = {name: array for name, array in feed.items() if name not in real}
+    shapes = [feed[name].shape for name in real]
+    evaluator, how = _precise(high)
+    return Network(real, shapes, [narrow.get(n, False) for n in real], fixed, session, evaluator, how, box)
+
+
+def _sample(session: Any, seed: int) -> dict[str, np.ndarray]:
+    """The first sample input that the graph runs on, twice with one result."""
+    error: Exception | None = None
+    for feed in samples(session, seed):
+        try:
+            first, second = (joined(session.run(None, feed)) for _ in range(2))
+        except Exception as caught:
+            error = error or caught
+            continue
+        if not first.size:
+            raise NoWitness("the graph has no real-valued output")
+        if not np.array_equal(first, second, equal_nan=True):
+            raise NoWitness("two runs on one input differ: the graph is random")
+        return feed
+    raise NoWitness(f"onnxruntime does not run the graph on random input: {_short(error)}")
+
+
+def _precise(high: Any) -> tuple[Any, str]:
+    try:
+        return open_session(high.SerializeToString()), "float64 in onnxruntime"
+    except Exception:  # no kernel for double
+        from onnx.reference import ReferenceEvaluator
+
+        try:
+            return ReferenceEvaluator(high), "float64 in ONNX's reference implementation"
+        except Exception as error:
+            raise NoWitness(f"nothing evaluates the graph in float64: {_short(error)}") from error
+
+
+def _short(error: Exception | None) -> str:
+    return " ".join(str(error).split())[:120]
+
+
+def lower_end(net: Network, x: np.ndarray, y: np.ndarray, norm: Any) -> float:
+    """A number that ‖f(x) − f(y)‖/‖x − y‖ in real arithmetic is not below.
+
+    f is evaluated in float64 and, by other code, in float32. The two differ by the error of the
+    float32 run plus that of the float64 run, whose unit roundoff is 2^29 times smaller. The whole
+    difference at both ends (the larger one, twice) is taken off, and one float32 rounding of the
+    values besides, in case the difference is small by chance; so an evaluator that is wrong, or
+    that drops to float32 inside, costs tightness and not soundness.
+    """
+    with np.errstate(all="ignore"):
+        exact, rough = [net.precise(p) for p in (x, y)], [net.value(p) for p in (x, y)]
+        if any(r is None or r.shape != exact[0].shape for r in (*rough, *exact)):
+            return 0.0
+        differences = [length(e - r, norm) for e, r in zip(exact, rough, strict=True)]
+        sizes = sum(length(e, norm) for e in exact)
+        moved = length(exact[0] - exact[1], norm)
+        allowance = 2.0 * max(differences) + FLOAT32_ROUNDING * sizes
+        rounding = 1.0 - (x.size + exact[0].size + 16) * 2.0**-52  # of the two norms and the quotient
+        distance = length(x - y, norm)
+        found = (moved - allowance) / distance * rounding if distance else 0.0
+    return down(found) if math.isfinite(found) and found > 0.0 else 0.0
+
+
+def sought(net: Network, request: dict[str, Any], deadline: float) -> dict[str, Any]:
+    """The answer: the best pair that the search found and float64 confirmed."""
+    norm, started = request["norm"], time.process_time()
+    net.precise(net.point(np.zeros(sum(math.prod(shape) for shape in net.shapes))))
+    cost = time.process_time() - started
+    if time.process_time() + 2.5 * cost > deadline:
+        raise NoWitness(f"its time is too short: one run in float64 takes {cost:.1f} s")
+    rounds = max(1, min(_CONFIRMED, int((deadline - time.process_time()) * 0.5 / max(2 * cost, 1e-9))))
+    rng = np.random.default_rng(request["seed"])
+    search = Search(net.value, net.shapes, norm, net.point, rng, EVALUATIONS, deadline - 2.2 * rounds * cost)
+    ascend(search)
+    best: tuple[float, Any, Any] = (0.0, None, None)
+    for guess, x, y in search.ranked()[:rounds]:
+        if guess > best[0]:
+            best = max(best, (lower_end(net, x, y, norm), x, y), key=lambda kept: kept[0])
+    if best[1] is None:
+        raise NoWitness("no pair of inputs moved the outputs by more than rounding may")
+    return {"lower": best[0], "x": best[1], "y": best[2], "evaluations": search.seen + 4 * rounds}
+
+
+def replayed(net: Network, request: dict[str, Any]) -> dict[str, Any]:
+    """The answer for a given pair. Raises NoWitness where it does not fit the graph."""
+    ends = []
+    for which in ("x", "y"):
+        parts = []
+        for name in net.names:
+            if name not in request[which]:
+                raise NoWitness(f"the pair holds no input {name}")
+            parts.append(np.asarray(request[which][name], np.float64))
+        net.shapes = [part.shape for part in parts]
+        ends.append(np.concatenate([part.ravel() for part in parts]))
+    if ends[0].shape != ends[1].shape or not np.isfinite(ends).all():
+        raise NoWitness("the pair's points are not finite, or not of one shape")
+    lower = lower_end(net, *ends, request["norm"])
+    return {"lower": lower, "x": ends[0], "y": ends[1], "evaluations": 4}
+
+
+def answer(request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+    """(what was found, the raw float64 points): never an exception, but for what kills the process."""
+    started = time.process_time()
+    try:
+        box = None if request.get("box") is None else tuple(request["box"])
+        net = network(Path(request["path"]), request["seed"], box)
+        replay = "x" in request
+        deadline = started + request["seconds"]
+        found = replayed(net, request) if replay else sought(net, request, deadline)
+    except NoWitness as error:
+        return {"note": str(error)}, b""
+    except MemoryError:
+        return {"note": "the graph needs more memory than its limit"}, b""
+    except Exception as error:  # a graph may break its runtime in any way: then there is no witness
+        return {"note": f"the graph could not be run ({type(error).__name__}: {_short(error)})"}, b""
+    points = np.stack([found.pop("x"), found.pop("y")]).astype(np.float64)
+    sizes = {"names": net.names, "shapes": net.shapes, "how": net.how}
+    return found | sizes | {"seconds": time.process_time() - started}, points.tobytes()
+
+
+def _limit(seconds: float, size: int) -> None:
+    """No more memory and time for this process than the job can need."""
+    with contextlib.suppress(ImportError, ValueError, OSError):
+        import resource
+
+        for kind, amount in ((resource.RLIMIT_AS, _MEMORY + 16 * size), (resource.RLIMIT_CPU, int(seconds) + 5)):
+            _, hard = resource.getrlimit(kind)
+            limit = amount if hard == resource.RLIM_INFINITY else min(amount, hard)
+            resource.setrlimit(kind, (limit, hard))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+
+
+def main() -> None:
+    """Answer the request on stdin."""
+    out = os.dup(1)
+    silence = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):  # what a runtime prints is no answer
+        os.dup2(silence, stream)
+    request = json.loads(sys.stdin.buffer.read())
+    _limit(request["seconds"] * 2, request["size"])
+    found, points = answer(request)
+    with os.fdopen(out, "wb") as stream:
+        stream.write(json.dumps(found).encode() + b"\n" + points)
+
+
+if __name__ == "__main__":
+    main()

@@ -59,11 +59,20 @@ class Search:
 
     def at(self, x: np.ndarray) -> np.ndarray:
         """f(x); raises Spent instead of a value too many, and has NaN where the function fails."""
-        if self.seen >= self.evaluations or time.process_time() > self.deadline:
+        if self.over(self.evaluations, self.deadline):
             raise Spent
         self.seen += 1
         value = self.function(x)
         return np.full(1, np.nan) if value is None else value
+
+    def over(self, evaluations: int, deadline: float) -> bool:
+        """Whether so much is used up."""
+        return self.seen >= evaluations or time.process_time() > deadline
+
+    def half_way(self) -> tuple[int, float]:
+        """A little under half of what is left of evaluations and time."""
+        now = time.process_time()
+        return self.seen + (self.evaluations - self.seen) * 6 // 10, now + 0.4 * (self.deadline - now)
 
     def ratio(self, x: np.ndarray, y: np.ndarray, fx: np.ndarray, fy: np.ndarray) -> float:
         """‖f(x) − f(y)‖/‖x − y‖ less the noise, kept where it is the best of its decade."""
@@ -93,6 +102,7 @@ def ascend(search: Search) -> None:
     """Fill `search.best`. Deterministic for a seed, as long as the time does not end it."""
     try:
         with np.errstate(all="ignore"):
+            _glance(search)
             for scale in _BASES:
                 _around(search, search.rng.standard_normal(search.size) * scale, max(scale, 0.1))
             before = 0.0
@@ -103,6 +113,12 @@ def ascend(search: Search) -> None:
                 _around(search, (x + y) / 2, max(float(np.abs(x - y).max()), 0.1))
     except Spent:
         pass
+
+
+def _glance(search: Search) -> None:
+    """Try one random pair, so that there is something whatever the time."""
+    x, y = (search.point(search.rng.standard_normal(search.size)) for _ in range(2))
+    search.ratio(x, y, search.at(x), search.at(y))
 
 
 def _around(search: Search, base: np.ndarray, scale: float) -> None:
@@ -121,15 +137,11 @@ def _direction(search: Search, base: np.ndarray, step: float) -> np.ndarray | No
     start = search.at(base)
     room = min(search.size, _DIRECTIONS, max(8, _ENTRIES // max(start.size, 1)))
     columns, ways = [], []
+    limit = search.half_way()
     for way in _ways(search, room):
-        vector = _vector(search, way)
-        moved = search.point(base + step * vector)
-        try:
-            column = search.at(moved)
-        except Spent:
-            if len(columns) < 8:
-                raise
+        if search.over(*limit):
             break
+        column = search.at(search.point(base + step * _vector(search, way)))
         if column.shape == start.shape and np.isfinite(column).all() and np.isfinite(start).all():
             columns.append((column - start).astype(np.float32))
             ways.append(way)

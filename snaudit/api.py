@@ -28,6 +28,7 @@ def audit(path: StrPath, **settings: Any) -> Report:
     dimensionless: output norm over input norm).
 
     settings: fields of `Settings` (norm="l2" | "linf" | "l1", method, iterations, seed, …).
+    witness_seconds=2 also runs an ONNX graph, in a process of its own, for the network's lower end.
     Raises a ModelError when the file cannot be read or holds nothing to audit.
     """
     return pipeline.audit(Path(path), Settings(**settings))

@@ -148,7 +148,9 @@ def test_defaults_are_those_of_the_library() -> None:
     """The command line cannot import Settings before it knows that it must: so they are held equal here."""
     for command in (cli._inspect, cli._check, cli._constrain):
         for name, parameter in reflection.signature(command).parameters.items():
-            if name in Settings.__dataclass_fields__:
+            if name == "witness_seconds":  # the library runs no model unasked
+                assert (parameter.default, Settings().witness_seconds) == (cli.WITNESS_SECONDS, 0.0)
+            elif name in Settings.__dataclass_fields__:
                 assert parameter.default == getattr(Settings(), name), (command, name)
     options = reflection.signature(constraints.constrain).parameters
     for name, parameter in reflection.signature(cli._constrain).parameters.items():
@@ -208,8 +210,9 @@ def test_a_nan_weight_never_passes(capfd: pytest.CaptureFixture[str], audit: dic
 
 def test_options_arrive(capfd: pytest.CaptureFixture[str], audit: dict[str, Any]) -> None:
     args = ("--norm", "linf", "--method", "svd", "--iterations", "7", "--seed", "3", "--key", "ema")
-    run(capfd, "inspect", "m.pt", *args, "--layers", "a*", "--layers", "b", "--spectrum")
-    assert audit["settings"] == Settings("linf", "cpu", "float64", "svd", 7, 3, spectrum=True, key="ema")
+    run(capfd, "inspect", "m.pt", *args, "--layers", "a*", "--layers", "b", "--spectrum", "--witness-seconds", "5")
+    expected = Settings("linf", "cpu", "float64", "svd", 7, 3, spectrum=True, key="ema", witness_seconds=5.0)
+    assert audit["settings"] == expected
     assert (audit["only"], audit["limits"], audit["path"]) == (("a*", "b"), None, Path("m.pt"))
     more = ("--max-sigma", "5", "--measure", "matrix", "--layers", "fc", "--skip", "fc.*")
     run(capfd, "check", "m.pt", *args, *more)

@@ -17,7 +17,7 @@ from reports import HOSTILE, broken, computed, encoder, everything, layer, netwo
 from rich.cells import cell_len
 
 from snaudit.bound import UNBOUNDED, Bound, Grade
-from snaudit.findings import Finding, Gap, Report, Verdict
+from snaudit.findings import Finding, Gap, Point, Report, Verdict, Witness
 from snaudit.names import printable
 from snaudit.numerals import at_least, at_most, near, short_of, size
 from snaudit.report import REPORTS, View
@@ -279,6 +279,8 @@ def test_json_to_the_letter() -> None:
         verdict=Verdict.FAIL,
     )
     made = replace(made, network=replace(made.network, contributions=(("fc.weight", 2.0),)))
+    point = Point("x", (1,), bytes(8), b"\1" * 8)
+    made = replace(made, network=replace(made.network, witness=Witness("l2", 0.0625, 9, 0.5, "ascent", (point,))))
     assert strict(REPORTS["json"].render(made, View())) == {
         "schema": "snaudit.report/1",
         "snaudit": {"version": "0.1.0"},
@@ -290,6 +292,7 @@ def test_json_to_the_letter() -> None:
         "settings": {
             "norm": "l2", "device": "cpu", "dtype": "float64", "method": "auto", "iterations": 20, "seed": 0,
             "input_range": None, "key": None, "rtol": 1e-3, "spectrum": False,
+            "witness_seconds": 0.0,
         },
         "layers": [{
             "name": "fc.weight", "op": "Linear", "shape": [64, 32], "dtype": "float32", "matrix": [64, 32],
@@ -309,6 +312,10 @@ def test_json_to_the_letter() -> None:
             "outputs": [{"name": "y", "lower": 0.0, "upper": 12.5, "bounded": True, "grade": "computed",
                          "method": "product"}],
             "contributions": [{"name": "fc.weight", "factor": 2.0, "bounded": True}],
+            "witness": {
+                "found": True, "ratio": 0.0625, "evaluations": 9, "seconds": 0.5, "method": "ascent",
+                "inputs": [{"name": "x", "shape": [1]}], "note": "",
+            },
         },
         "left_out": [],
         "gaps": [{"code": "no-rule", "where": "n", "op": "Log", "reason": "why", "remedy": "how"}],

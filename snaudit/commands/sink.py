@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from snaudit.errors import UsageError, WriteError
+from snaudit.errors import SnauditError, UsageError, WriteError
 from snaudit.interrupts import uninterrupted
 from snaudit.names import printable
 

@@ -1,5 +1,7 @@
 # make demo   a virtual environment with snaudit in it, and an audit of a real trained model
 # make test   the same with what the tests need, and the tests
+# make bench  the benchmarks beside other tools, about ten minutes; BENCH=--write writes docs/benchmarks.md,
+#             BENCH="--weightwatcher DIR" adds weightwatcher, in an environment of its own
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -15,7 +17,8 @@ test: $(VENV)/.tests-installed
 	$(BIN)/python -m pytest -n 2 --dist worksteal -q
 
 bench: $(VENV)/.tests-installed
-	$(BIN)/python benchmarks/inspect_vs_svd.py
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $$($(BIN)/python tests/requirements.py bench)
+	$(BIN)/python benchmarks $(BENCH)
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -73,6 +73,8 @@ class LayerResult:
     condition: float | None = None
     aliases: tuple[str, ...] = ()
     """All stored names of the weight, where there are several."""
+    why: tuple[str, str] = ("", "")
+    """Why sigma, and why norm, were measured as they were."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,12 +152,16 @@ class Settings:
     """Processor time for a search for the network's lower end; 0: the model is not run."""
     replay: Path | None = None
     """An npz file with a pair of points to run instead of a search."""
+    threads: int | None = None
+    """How many layers are measured at once; None: as many as there are cores."""
 
     def __post_init__(self) -> None:
         if self.norm not in NORMS:
             raise UsageError(f"norm must be one of {', '.join(NORMS)}, not {self.norm!r}")
         if self.iterations < 0 or self.seed < 0:
             raise UsageError("iterations and seed must not be negative")
+        if self.threads is not None and self.threads < 1:
+            raise UsageError(f"threads must be at least 1, not {self.threads}")
         if not 0 < self.rtol < 1:
             raise UsageError(f"rtol must lie between 0 and 1, not {self.rtol}")
         if not 0.0 <= self.witness_seconds <= 1e6:

@@ -93,6 +93,11 @@ class Plain:
             part = _array(self.tensor, stored)[self.index].astype(np.float64)
         return part if self.order is None else np.ascontiguousarray(part.transpose(self.order))
 
+    def entries(self, stored: Stored = NOTHING) -> np.ndarray:
+        """The weight in its stored dtype: a large one is converted block by block where it is used."""
+        part = _array(self.tensor, stored)[self.index]
+        return part if self.order is None else part.transpose(self.order)
+
     def rounding(self, stored: Stored = NOTHING) -> float:
         return 0.0
 

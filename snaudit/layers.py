@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from snaudit.errors import UsageError
-from snaudit.forms import NOTHING, Form, Stored
+from snaudit.forms import NOTHING, Form, Plain, Stored
 from snaudit.linear import AnyMap, BlockDiagonal, Convolution, Dense, Located, LowRank, flat
 from snaudit.model import LeftOut
 
@@ -108,7 +108,8 @@ class Layer:
     def maps(self, stored: Stored = NOTHING) -> tuple[AnyMap, AnyMap]:
         """(the reshaped weight matrix, the layer as the operator that it applies); one object where
         they are the same. Reads the weight's bytes."""
-        weight = self.form.weight(stored)
+        plain = isinstance(self.form, Plain) and self.geometry is None
+        weight = self.form.entries(stored) if plain else self.form.weight(stored)
         if isinstance(weight, LowRank):
             if self.geometry is None:
                 return weight, weight

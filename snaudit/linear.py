@@ -1,6 +1,7 @@
 """LinearMap: what σ is measured of. Dense matrices, convolutions, low-rank products, stacks.
 
-All arrays are float64 here: fp32, fp16, bf16 and fp8 weights are exact in it.
+All arithmetic is float64: fp32, fp16, bf16 and fp8 weights are exact in it. A matrix may stay in its
+stored dtype, and is converted a block of rows at a time, so that a large one needs no second copy.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class LinearMap(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Dense:
-    """A matrix W of shape (rows, columns): x ↦ W·x."""
+    """A matrix W of shape (rows, columns), in any real dtype: x ↦ W·x."""
 
     weight: np.ndarray
 
@@ -46,13 +47,17 @@ class Dense:
         return self.weight.shape  # type: ignore[return-value]
 
     def matvec(self, x: np.ndarray) -> np.ndarray:
-        return self.weight @ x
+        return np.concatenate([np.zeros(0), *(block @ x for block in float64_rows(self.weight))])
 
     def rmatvec(self, y: np.ndarray) -> np.ndarray:
-        return self.weight.T @ y
+        total, start = np.zeros(self.shape[1]), 0
+        for block in float64_rows(self.weight):
+            total += block.T @ y[start : start + len(block)]
+            start += len(block)
+        return total
 
     def dense(self) -> np.ndarray:
-        return self.weight
+        return self.weight.astype(np.float64, copy=False)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -78,7 +83,7 @@ class LowRank:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BlockDiagonal:
-    """diag(A₁, …, A_k), a stack of matrices (k, rows, columns) of which each acts on its own input.
+    """diag(A₁, …, A_k), a stack (k, rows, columns) in any real dtype; each acts on its own input.
 
     Its norm is the largest of the blocks' (in l2, l1 and linf). Stacked experts: a token meets one.
     """
@@ -92,11 +97,13 @@ class BlockDiagonal:
 
     def matvec(self, x: np.ndarray) -> np.ndarray:
         count, _, columns = self.blocks.shape
-        return np.einsum("kij,kj->ki", self.blocks, x.reshape(count, columns)).ravel()
+        parts = zip(self.blocks, x.reshape(count, columns), strict=True)
+        return np.concatenate([np.zeros(0), *(Dense(block).matvec(part) for block, part in parts)])
 
     def rmatvec(self, y: np.ndarray) -> np.ndarray:
         count, rows, _ = self.blocks.shape
-        return np.einsum("kij,ki->kj", self.blocks, y.reshape(count, rows)).ravel()
+        parts = zip(self.blocks, y.reshape(count, rows), strict=True)
+        return np.concatenate([np.zeros(0), *(Dense(block).rmatvec(part) for block, part in parts)])
 
     def dense(self) -> np.ndarray:
         count, rows, columns = self.blocks.shape
@@ -340,6 +347,20 @@ class Located:
                     total[source[place]] += lines[place]  # a copy gives back to what it was copied from
             padded = np.moveaxis(total, 0, axis)
         return padded.ravel()
+
+
+BLOCK = 1 << 21
+"""Entries that are converted to float64 at once."""
+
+
+def float64_rows(matrix: np.ndarray, entries: int = BLOCK) -> Iterator[np.ndarray]:
+    """The matrix (or stack) in float64, in blocks along its first axis; itself where it is that already."""
+    if matrix.dtype == np.float64:
+        yield matrix
+        return
+    step = max(1, entries // max(1, math.prod(matrix.shape[1:])))
+    for start in range(0, len(matrix), step):
+        yield matrix[start : start + step].astype(np.float64)
 
 
 def flat(weight: np.ndarray) -> np.ndarray:

@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import hashlib
+import math
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 
 from snaudit import sigma
 from snaudit.bound import UNBOUNDED, Bound, Grade, Norm, down, scaled, times_up, up
+from snaudit.errors import SoundnessError
 from snaudit.findings import Finding, LayerResult, Settings
 from snaudit.forms import NOTHING, Stored
 from snaudit.layers import Layer
-from snaudit.linear import AnyMap, BlockDiagonal, Convolution, Dense, LowRank, flat
+from snaudit.linear import BLOCK, AnyMap, BlockDiagonal, Convolution, Dense, LowRank, flat
 from snaudit.rounding import frobenius_up, gamma
-from snaudit.sigma.interface import NOT_FINITE, Options, PowerEstimate
+from snaudit.sigma.interface import Options, PowerEstimate
+from snaudit.sigma.scaling import arrays_of
+from snaudit.threads import Job, available, in_order
+
+_HUGE = 2e10
+"""Products in a WᵀW that gets all BLAS threads: half a second of one."""
+_ROOM = 1 << 28
+"""Bytes of float64 weights that may be under way, if none of them alone is larger than half of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +39,26 @@ class Measured:
     frobenius: float
     spectrum: tuple[float, ...] | None = None
     condition: float | None = None
+    why: tuple[str, str] = ("", "")
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class _Known:
+    """A weight that was met: how to read it again, its digest once that was needed, its numbers once
+    they are `done`."""
+
+    reread: Callable[[], AnyMap]
+    digest: bytes | None = None
+    measured: Measured | None = None
+    done: threading.Event = field(default_factory=threading.Event)
+
+    def wait(self) -> Measured:
+        """The numbers, which another thread may still be at. Its error, if any, comes up there."""
+        self.done.wait()
+        if self.measured is None:
+            raise SoundnessError("an equal weight could not be measured")
+        return self.measured
 
 
 @dataclass(slots=True)
@@ -34,7 +66,7 @@ class Meter:
     """Measures layers under one set of settings, and remembers what it measured by content."""
 
     settings: Settings
-    known: dict[bytes, Measured] = field(default_factory=dict)
+    known: dict[bytes, list[_Known]] = field(default_factory=dict)
 
     @property
     def options(self) -> Options:
@@ -43,13 +75,19 @@ class Meter:
 
     def measure(self, layer: Layer, stored: Stored = NOTHING) -> Measured:
         """The layer's numbers, from memory where equal bytes in equal geometry were measured."""
-        matrix, operator = layer.maps(stored)
-        rounding = layer.form.rounding(stored)
-        key = _digest(matrix, layer) + repr((rounding, layer.gain, layer.assumption)).encode()
-        found = self.known.get(key)
-        if found is None:
-            found = self.known[key] = self._measure(layer, matrix, operator, rounding)
-        return found
+        return self._prepared(layer, stored)()
+
+    def measure_all(self, layers: Sequence[Layer]) -> Iterator[Measured]:
+        """The numbers of each layer in order, several at once on the threads of the settings."""
+        sizes = [8 * math.prod(layer.shape) for layer in layers]
+        jobs = [
+            Job(size, _is_huge(layer), partial(self._prepared, layer))
+            for layer, size in zip(layers, sizes, strict=True)
+        ]
+        threads = self.settings.threads or available()
+        workers = None if self.settings.device == "cpu" else 1  # reads the next while the GPU computes
+        room = max(_ROOM, 2 * max(sizes, default=0))
+        yield from in_order(jobs, threads, room, workers)
 
     def norm_at(self, layer: Layer, index: int) -> Bound:
         """The norm of the node's own operator for one of the layer's outputs, without its gain."""
@@ -60,28 +98,66 @@ class Meter:
         """The norm of a map that is no layer by itself (a stretch of several)."""
         return sigma.measure(operator, self.settings.norm, self.options)
 
+    def _prepared(self, layer: Layer, stored: Stored = NOTHING) -> Callable[[], Measured]:
+        """Reads the layer; what it returns measures it, or waits for whoever measures an equal one."""
+        matrix, operator = layer.maps(stored)
+        rounding = layer.form.rounding(stored)
+        known, new = self._remembered(layer, matrix, rounding, not stored)
+        if not new:
+            return known.wait
+
+        def work() -> Measured:
+            try:
+                known.measured = self._measure(layer, matrix, operator, rounding)
+            finally:
+                known.done.set()
+            return known.measured
+
+        return work
+
+    def _remembered(
+        self, layer: Layer, matrix: AnyMap, rounding: float, lasting: bool
+    ) -> tuple[_Known, bool]:
+        """(what is known of an equal weight in equal geometry, whether this is the first of its kind).
+
+        Weights that agree in shape and in a sample of their entries are compared by a digest of all;
+        the earlier one is read again for it, unless it was no part of the file (`lasting`).
+        """
+        facts = (layer.geometry, layer.shape, rounding, layer.gain, layer.assumption, tuple(dict.fromkeys(layer.places)))
+        alike = self.known.setdefault(_sample(matrix) + repr(facts).encode(), [])
+        own = _digest(matrix) if alike or not lasting else None
+        for known in alike:
+            if known.digest is None:
+                known.digest = _digest(known.reread())
+            if known.digest == own:
+                return known, False
+        known = _Known(lambda: layer.maps()[0], own)
+        alike.append(known)
+        return known, True
+
     def _measure(self, layer: Layer, matrix: AnyMap, operator: AnyMap, rounding: float) -> Measured:
         norm: Norm = self.settings.norm
-        first = _widened(sigma.measure(matrix, "l2", self.options), rounding)
+        found = sigma.survey(matrix, self.options)
+        first, why = _widened(found.bound, rounding), found.why
         if operator is matrix and norm == "l2":
             second = first
         elif layer.geometry is not None and not layer.geometry.known and norm != "l2":
-            second = _widened(self._sums_for_every_geometry(operator, norm), rounding)
+            second, why = _widened(self._sums_for_every_geometry(operator, norm), rounding), "sums: the norm itself"
         else:
-            second = _widened(self._largest(layer.here(operator) if isinstance(operator, Convolution) else (operator,)), rounding)
+            maps = layer.here(operator) if isinstance(operator, Convolution) else (operator,)
+            second = _widened(self._largest(maps), rounding)
+            why = sigma.choose(maps[0], norm, self.options)[1]
         if layer.geometry is not None and isinstance(matrix, LowRank):
-            second = _with_product_rounding(second, matrix, layer)
+            second = _with_product_rounding(second, matrix, layer, norm)
         if layer.geometry is not None and not layer.geometry.known and norm == "l2":
             second = _for_every_geometry(matrix, second, rounding)
         second = scaled(second, layer.gain)
         if layer.assumption:
             first, second = (replace(bound, grade=Grade.ASSUMED) for bound in (first, second))
-        power = None
-        if first.method != NOT_FINITE and self.settings.iterations > 0:
-            power = sigma.power_estimate(matrix, self.settings.iterations, self.settings.seed)
+        power = found.power if self.settings.iterations > 0 else None
         spectrum, condition = _spectrum(matrix) if self.settings.spectrum and first.bounded else (None, None)
-        return Measured(first, second, power, _frobenius(matrix), spectrum, condition)
-
+        reasons = (found.why, why)
+        return Measured(first, second, power, found.frobenius, spectrum, condition, reasons, found.notes)
 
     def _largest(self, operators: tuple[AnyMap, ...]) -> Bound:
         """The largest norm of one layer in its several places."""
@@ -118,13 +194,15 @@ def _widened(bound: Bound, relative: float) -> Bound:
     return replace(bound, lower=down(bound.lower * (1 - relative)), upper=times_up(bound.upper, 1 + relative))
 
 
-def _with_product_rounding(bound: Bound, pair: LowRank, layer: Layer) -> Bound:
-    """The enclosure of a convolution whose kernel is fl(B·A): the exact kernel differs by at most
-    γ_r‖B‖_F‖A‖_F in Frobenius norm, the operator by at most √taps times that (any of the norms: by
-    √size more)."""
-    taps, size = float(np.prod(layer.shape[2:])), float(np.prod(layer.shape))
+def _with_product_rounding(bound: Bound, pair: LowRank, layer: Layer, norm: Norm) -> Bound:
+    """The enclosure of a convolution whose kernel is fl(B·A), off by a kernel E with ‖E‖_F ≤ γ_r‖B‖_F‖A‖_F.
+
+    E's operator has an l2 norm of at most Σ_t‖E_t‖ ≤ √taps·‖E‖_F, and row and column sums (whatever the
+    stride, groups and orientation leave out) of at most √size·‖E‖_F (both by Cauchy–Schwarz).
+    """
+    count = math.prod(layer.shape[2:] if norm == "l2" else layer.shape)
     error = 1.01 * gamma(pair.right.shape[0] + 2) * frobenius_up(pair.left) * frobenius_up(pair.right)
-    error = times_up(error, np.sqrt(taps) * (1.0 if bound.method.startswith("fourier") else np.sqrt(size)) * 1.01)
+    error = times_up(error, 1.01 * math.sqrt(count))
     return replace(bound, lower=max(0.0, down(bound.lower - error)), upper=up(bound.upper + error))
 
 
@@ -153,7 +231,7 @@ def _euclidean_down(row: np.ndarray) -> float:
 def _spectrum(matrix: AnyMap) -> tuple[tuple[float, ...], float | None]:
     """(all singular values in falling order, σ₁/σ_min, or None where σ_min is zero)."""
     if isinstance(matrix, BlockDiagonal):
-        parts = [sigma.singular_values(block) for block in matrix.blocks]
+        parts = [sigma.singular_values(Dense(block).dense()) for block in matrix.blocks]
         values = np.sort(np.concatenate(parts))[::-1] if parts else np.zeros(0)
     else:
         values = sigma.singular_values(matrix.dense())
@@ -161,31 +239,29 @@ def _spectrum(matrix: AnyMap) -> tuple[tuple[float, ...], float | None]:
     return tuple(float(value) for value in values), condition
 
 
-def _frobenius(matrix: AnyMap) -> float:
-    """‖W‖_F; of a low-rank product through its Gram matrices."""
-    with np.errstate(all="ignore"):
-        if isinstance(matrix, LowRank):
-            gram = (matrix.left.T @ matrix.left) * (matrix.right @ matrix.right.T)
-            return float(np.sqrt(max(0.0, float(np.sum(gram)))))
-        entries = matrix.blocks if isinstance(matrix, BlockDiagonal) else matrix.dense()
-        largest = float(np.max(np.abs(entries), initial=0.0))
-        if largest == 0.0 or not np.isfinite(largest):
-            return largest
-        return largest * float(np.linalg.norm((entries / largest).ravel()))
+def _is_huge(layer: Layer) -> bool:
+    """Whether one product WᵀW is worth all BLAS threads; the rest run side by side, one thread each."""
+    if layer.geometry is not None or layer.stacked:
+        return False
+    return math.prod(layer.matrix) * min(layer.matrix) > _HUGE
 
 
-def _digest(matrix: AnyMap, layer: Layer) -> bytes:
-    """A key that is equal only for the same numbers in the same geometry."""
-    digest = hashlib.blake2b(digest_size=16)
-    parts = {
-        Dense: lambda: (matrix.weight,),
-        LowRank: lambda: (matrix.left, matrix.right),
-        BlockDiagonal: lambda: (matrix.blocks,),
-    }[type(matrix)]()
-    digest.update(repr((type(matrix).__name__, layer.geometry, layer.shape, dict.fromkeys(layer.places))).encode())
-    for part in parts:
-        digest.update(repr(part.shape).encode())
-        digest.update(np.ascontiguousarray(part).data)
+def _sample(matrix: AnyMap) -> bytes:
+    """A key that is equal for equal matrices; some entries only."""
+    arrays = arrays_of(matrix)
+    parts = [repr((type(matrix).__name__, [(array.shape, array.dtype.name) for array in arrays])).encode()]
+    for array in arrays:
+        parts.append(array[tuple(slice(None, None, max(1, n // 16)) for n in array.shape)].tobytes())
+    return hashlib.blake2b(b"".join(parts), digest_size=16).digest()
+
+
+def _digest(matrix: AnyMap) -> bytes:
+    """A digest of all stored entries."""
+    digest = hashlib.sha256()
+    for array in arrays_of(matrix):
+        step = max(1, BLOCK // max(1, math.prod(array.shape[1:])))
+        for start in range(0, len(array), step):
+            digest.update(np.ascontiguousarray(array[start : start + step]).view(np.uint8).data)
     return digest.digest()
 
 
@@ -222,8 +298,9 @@ def result_of(layer: Layer, measured: Measured) -> LayerResult:
         frobenius=measured.frobenius,
         stable_rank=stable,
         used_by=layer.used_by,
-        notes=layer.notes,
+        notes=(*layer.notes, *measured.notes),
         spectrum=measured.spectrum,
         condition=measured.condition,
         aliases=layer.aliases,
+        why=measured.why,
     )

@@ -71,10 +71,11 @@ def _audited(
     meter = Meter(settings)
     results: list[LayerResult] = []
     findings: list[Finding] = []
-    for index, layer in enumerate(extraction.layers):
+    if progress is not None:
+        progress(0, len(extraction.layers), extraction.layers[0].name)
+    for layer, measured in zip(extraction.layers, meter.measure_all(extraction.layers), strict=True):
         if progress is not None:
-            progress(index, len(extraction.layers), layer.name)
-        measured = meter.measure(layer)
+            progress(len(results), len(extraction.layers), layer.name)
         if not measured.sigma.bounded or not measured.norm.bounded:
             bad = not_finite(layer)
             findings += [] if bad is None else [bad]

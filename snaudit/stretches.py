@@ -50,7 +50,7 @@ class Stretch:
             scaled_ = _scale_convolution(operator, self.before, self.after)
             return scaled_ if self.place is None else self.place.of(scaled_)
         assert isinstance(operator, Dense)
-        weight = operator.weight
+        weight = operator.dense()
         if self.after is not None:
             weight = weight * self.after[:, None]
         if self.before is not None:

@@ -32,7 +32,7 @@ LEVELS = (
      "ascent", "precision", "running", "kernels"),
     ("folded", "model", "linear", "rounding", "names", "numerals"),
     ("bound",),
-    ("errors", "interrupts", "version"),
+    ("errors", "interrupts", "threads", "version"),
 )
 HEAVY = {"torch", "onnx", "onnx_ir", "onnxruntime", "numpy", "ml_dtypes"}
 NEVER = (("report", "model"), ("rules", "sigma"), ("sigma", "model"))

@@ -298,10 +298,10 @@ def test_json_to_the_letter() -> None:
             "name": "fc.weight", "op": "Linear", "shape": [64, 32], "dtype": "float32", "matrix": [64, 32],
             "uses": 1,
             "sigma": {"lower": 2.0, "upper": 2.0, "grade": "computed", "method": "svd", "bounded": True},
-            "power": {"estimate": 1.94, "iterations": 20, "converged": False},
+            "power": {"estimate": 1.94, "iterations": 20, "converged": False, "probability_below_0.9_sigma": None},
             "norm": {"lower": 1.5, "upper": None, "grade": "proved", "method": "r0", "bounded": False},
             "frobenius": 6.0, "stable_rank": 9.0, "spectrum": None, "condition": None, "finite": True,
-            "used_by": ["Gemm_0"], "notes": [],
+            "used_by": ["Gemm_0"], "notes": [], "why": {"sigma": "", "norm": ""},
         }],
         "network": {
             "norm": "l2",

@@ -127,6 +127,7 @@ def _layer(layer: LayerResult) -> dict[str, Any]:
         "sigma": bound(layer.sigma),
         "power": None if power is None else {
             "estimate": number(power.estimate), "iterations": power.iterations, "converged": power.converged,
+            "probability_below_0.9_sigma": number(power.low_by_tenth),
         },
         "norm": bound(layer.norm),
         "frobenius": number(layer.frobenius),
@@ -136,6 +137,7 @@ def _layer(layer: LayerResult) -> dict[str, Any]:
         "finite": all(math.isfinite(value) for value in others if value is not None),
         "used_by": list(layer.used_by),
         "notes": list(layer.notes),
+        "why": {"sigma": layer.why[0], "norm": layer.why[1]},
     }  # fmt: skip
 
 

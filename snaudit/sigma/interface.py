@@ -45,9 +45,25 @@ class PowerEstimate:
     """k steps of power iteration from a seeded random vector: an estimate from below, no bound.
 
     estimate = ‖W v_k‖ (dimensionless); `converged` is whether the last step changed it by less
-    than 1e-6 of itself, which is no proof that it is σ₁.
+    than 1e-6 of itself, which is no proof that it is σ₁. `low_by_tenth` bounds the probability, over
+    random starts, that the estimate lies below 0.9·σ₁ (None: the start was not random).
     """
 
     estimate: float
     iterations: int
     converged: bool
+    low_by_tenth: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """All that one reading of a matrix tells: the enclosure, and what comes with it.
+
+    why: which method was taken, for what reason; notes: what the user should see of how it went.
+    """
+
+    bound: Bound
+    power: PowerEstimate | None
+    frobenius: float
+    why: str = ""
+    notes: tuple[str, ...] = ()

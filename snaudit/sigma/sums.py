@@ -76,7 +76,7 @@ def _rows(map: AnyMap, norm: Norm) -> Iterator[np.ndarray]:
         forward = (norm == "linf") != map.transposed  # the adjoint swaps rows and columns
         yield from [_outputs(map)] if forward else _inputs(map)
         return
-    blocks = map.blocks if isinstance(map, BlockDiagonal) else map.dense()[None]
+    blocks = map.blocks.astype(np.float64, copy=False) if isinstance(map, BlockDiagonal) else map.dense()[None]
     if norm == "l1":
         blocks = blocks.swapaxes(1, 2)
     yield from blocks

@@ -11,6 +11,7 @@ from snaudit.bound import Bound, Grade, Norm
 from snaudit.linear import AnyMap, BlockDiagonal, Dense, LowRank
 from snaudit.rounding import U, exponent_of, scale, unscale
 from snaudit.sigma.interface import Method, Options
+from snaudit.sigma.scaling import scaled_map
 
 
 def fits(map: AnyMap, norm: Norm) -> bool:
@@ -27,12 +28,10 @@ def measure(map: AnyMap, norm: Norm, options: Options) -> Bound:
     """
     arrays = arrays_on(options.device)
     if isinstance(map, LowRank):
-        exponents = exponent_of(map.left), exponent_of(map.right)
-        left, right = scale(map.left, exponents[0]), scale(map.right, exponents[1])
-        matrix = np.linalg.qr(left, mode="r") @ np.linalg.qr(right.T, mode="r").T
-        exponent = sum(exponents)
+        scaled, exponent = scaled_map(map)
+        matrix = np.linalg.qr(scaled.left, mode="r") @ np.linalg.qr(scaled.right.T, mode="r").T
     else:
-        matrix = map.blocks if isinstance(map, BlockDiagonal) else map.weight
+        matrix = map.blocks.astype(np.float64, copy=False) if isinstance(map, BlockDiagonal) else map.dense()
         exponent = exponent_of(matrix)
         matrix = scale(matrix, exponent)
     try:

@@ -43,7 +43,7 @@ def bring_under(map: AnyMap, cap: float, how: How) -> AnyMap:
     if isinstance(map, LowRank):
         return _product(map, cap, how)
     if isinstance(map, BlockDiagonal):
-        return BlockDiagonal(np.stack([_matrix(block, cap, how) for block in map.blocks]))
+        return BlockDiagonal(np.stack([_matrix(block, cap, how) for block in map.blocks.astype(np.float64)]))
     return Dense(_matrix(map.dense(), cap, how))
 
 

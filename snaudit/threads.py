@@ -89,7 +89,7 @@ class _Result:
     def make(self, work: Callable[[], Any]) -> None:
         try:
             self._value = work()
-        except BaseException as error:  # raised where the result is waited for
+        except BaseException as error:  # noqa: BLE001  raised where the result is waited for
             self._error = error
         self._done.set()
 

@@ -67,6 +67,7 @@ def _inspect(
     iterations: opt.Iterations = 20,
     seed: opt.Seed = 0,
     device: opt.DeviceChoice = opt.Device.cpu,
+    input_size: opt.InputSize = None,
     witness_seconds: opt.WitnessSeconds = WITNESS_SECONDS,
     replay: opt.Replay = None,
     spectrum: opt.Spectrum = False,
@@ -85,7 +86,7 @@ def _inspect(
         from snaudit.commands.auditing import Wish, inspect
 
         wish = Wish(model, format.value, output, sort.value, "all" if every else "folded", witness)
-        settings = _settings(key, norm, method, iterations, seed, device) | {
+        settings = _settings(key, norm, method, iterations, seed, device, input_size) | {
             "spectrum": spectrum,
             "witness_seconds": witness_seconds,
             "replay": replay,
@@ -148,6 +149,7 @@ def _check(
     iterations: opt.Iterations = 20,
     seed: opt.Seed = 0,
     device: opt.DeviceChoice = opt.Device.cpu,
+    input_size: opt.InputSize = None,
     witness_seconds: opt.WitnessSeconds = WITNESS_SECONDS,
     replay: opt.Replay = None,
     every: opt.Every = False,
@@ -173,7 +175,7 @@ def _check(
             "layers": tuple(layers or ()),
             "skip": tuple(skip or ()),
         }
-        settings = _settings(key, norm, method, iterations, seed, device) | {
+        settings = _settings(key, norm, method, iterations, seed, device, input_size) | {
             "witness_seconds": witness_seconds,
             "replay": replay,
         }
@@ -183,7 +185,8 @@ def _check(
 
 
 def _settings(
-    key: str | None, norm: opt.Norm, method: opt.Method, iterations: int, seed: int, device: opt.Device
+    key: str | None, norm: opt.Norm, method: opt.Method, iterations: int, seed: int, device: opt.Device,
+    input_size: list[str] | None,
 ) -> dict[str, Any]:
     return {
         "key": key,
@@ -192,6 +195,7 @@ def _settings(
         "iterations": iterations,
         "seed": seed,
         "device": device.value,
+        "input_size": tuple(input_size) if input_size else None,
     }
 
 

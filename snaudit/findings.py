@@ -10,6 +10,7 @@ from snaudit.bound import NORMS, Bound, Norm
 from snaudit.errors import UsageError
 from snaudit.model import FileRead, LeftOut
 from snaudit.sigma.interface import PowerEstimate
+from snaudit.sizes import sizes_of
 
 
 class Verdict(enum.Enum):
@@ -147,6 +148,8 @@ class Settings:
     rtol: float = 1e-3
     spectrum: bool = False
     key: str | None = None
+    input_size: tuple[str, ...] | None = None
+    """Sizes of the graph's inputs, as `sizes` reads them."""
     input_range: tuple[float, float] | None = None
     witness_seconds: float = 0.0
     """Processor time for a search for the network's lower end; 0: the model is not run."""
@@ -166,6 +169,7 @@ class Settings:
             raise UsageError(f"rtol must lie between 0 and 1, not {self.rtol}")
         if not 0.0 <= self.witness_seconds <= 1e6:
             raise UsageError(f"witness_seconds must lie between 0 and 1e6, not {self.witness_seconds}")
+        sizes_of(self.input_size or ())
         if self.input_range is not None:
             raise UsageError("input_range is not supported yet")
 

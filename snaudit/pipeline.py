@@ -50,7 +50,7 @@ def audit(
     only: patterns of the layers to show and judge; the network's bound always rests on all of them.
     Raises a ModelError when the file cannot be read or holds nothing to audit.
     """
-    model = formats.read(path, settings.key)
+    model = formats.read(path, settings.key, settings.input_size or ())
     extraction = extract(model)
     if not extraction.layers:
         raise EmptyModel(path, "no weight matrix to audit in it" + _what_there_is(extraction.left_out))
@@ -184,6 +184,11 @@ def _chain_of(
     return NetworkResult(bound, (), (method,), assumptions, tuple(factors)), gaps
 
 
+def _given(settings: Settings) -> Iterator[str]:
+    if settings.input_size:
+        yield f"the input has the size given, {'; '.join(settings.input_size)}: it holds for no other"
+
+
 def _composition_of(
     model: Model, layers: tuple[Layer, ...], results: tuple[LayerResult, ...], meter: Meter
 ) -> tuple[NetworkResult, tuple[Gap, ...]]:
@@ -214,7 +219,7 @@ def _composition_of(
         bound,
         tuple(OutputResult(name, bound) for name, bound in found.outputs),
         (method,),
-        found.assumptions,
+        (*_given(meter.settings), *found.assumptions),
         found.contributions,
     )
     return network, found.gaps

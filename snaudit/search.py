@@ -86,14 +86,18 @@ def joined(outputs: list[Any]) -> np.ndarray:
     return np.concatenate([np.asarray(o, np.float64).ravel() for o in real] or [np.zeros(0)])
 
 
-def network(path: Path, seed: int, box: tuple[float, float] | None) -> Network:
-    """The graph in a file. Raises NoWitness for what cannot be run, or has no real input or output."""
+def network(
+    path: Path, seed: int, box: tuple[float, float] | None, sizes: tuple[str, ...] = ()
+) -> Network:
+    """The graph in a file, its inputs of the sizes given as `--input-size` does. Raises NoWitness for what cannot be run, or has no real input or output."""
     import onnx
     from onnx.external_data_helper import load_external_data_for_model
 
+    from snaudit.formats.onnx_sizes import bind_sizes
     from snaudit.precision import Unfit, in_precision
 
     model = onnx.ModelProto.FromString(path.read_bytes())
+    bind_sizes(model.graph, sizes)  # the runtime holds to fixed dimensions: no pair of another size
     try:
         load_external_data_for_model(model, str(path.parent))
         low = in_precision(model, onnx.TensorProto.FLOAT)
@@ -222,7 +226,7 @@ def answer(request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
     started = time.process_time()
     try:
         box = None if request.get("box") is None else tuple(request["box"])
-        net = network(Path(request["path"]), request["seed"], box)
+        net = network(Path(request["path"]), request["seed"], box, tuple(request.get("sizes", ())))
         replay = "x" in request
         deadline = started + request["seconds"]
         found = replayed(net, request) if replay else sought(net, request, deadline)

@@ -45,6 +45,7 @@ class Seeker:
             "seed": settings.seed,
             "seconds": settings.witness_seconds or 60.0,
             "box": settings.input_range,
+            "sizes": settings.input_size or (),
         }
         if settings.replay is not None:
             request |= stored_pair(settings.replay)

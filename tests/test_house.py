@@ -30,7 +30,7 @@ LEVELS = (
     ("sigma.interface", "rules.interface", "formats.interface", "formats.source"),
     ("folded_arithmetic", "folded_shapes", "symbol", "projections", "arrays", "gains", "broadcasting", "packing",
      "ascent", "precision", "running", "kernels"),
-    ("folded", "model", "linear", "rounding", "names", "numerals"),
+    ("folded", "model", "linear", "rounding", "names", "numerals", "sizes"),
     ("bound",),
     ("errors", "interrupts", "threads", "version"),
 )

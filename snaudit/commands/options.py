@@ -106,6 +106,11 @@ Replay = Annotated[
            help="Run the pair saved by --witness instead of seeking one."),
 ]  # fmt: skip
 Spectrum = Annotated[bool, option(MEASURING, "--spectrum", help="All singular values, in the JSON.")]
+InputSize = Annotated[
+    list[str] | None,
+    option(MEASURING, "--input-size", metavar="SIZE", show_default=False,
+           help="Of a graph's input: N,N,… or NAME=N for a symbolic dimension; repeatable. Tighter, for this size only."),
+]  # fmt: skip
 Layers = Annotated[
     list[str] | None,
     option(MEASURING, "--layers", metavar="PATTERN", show_default=False, help=WHICH_HELP),

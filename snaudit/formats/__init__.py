@@ -8,10 +8,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from snaudit.errors import EmptyModel, UnreadableModel, UnsupportedModel
+from snaudit.errors import EmptyModel, UnreadableModel, UnsupportedModel, UsageError
 from snaudit.formats.interface import Format
 from snaudit.formats.npz import NPZ
-from snaudit.formats.onnx import ONNX
+from snaudit.formats.onnx import ONNX, read_at
 from snaudit.formats.pytorch import PT2, TORCH_LEGACY, TORCH_ZIP, TORCHSCRIPT
 from snaudit.formats.safetensors import INDEX, SAFETENSORS, SHARDED
 from snaudit.formats.source import Source
@@ -60,10 +60,11 @@ def sniff(source: Source) -> Format:
     raise UnsupportedModel(source.path, "not a model file of a known format")
 
 
-def read(path: str | os.PathLike[str], key: str | None = None) -> Model:
+def read(path: str | os.PathLike[str], key: str | None = None, sizes: tuple[str, ...] = ()) -> Model:
     """The model in a file, or in a directory that holds one.
 
-    key: which entry of a nested checkpoint to take. Raises a ModelError for what cannot be read,
+    key: which entry of a nested checkpoint to take; sizes: of a graph's inputs, as `--input-size`
+    says them. Raises a ModelError for what cannot be read,
     UsageError for a key that is not there. Bytes of tensors are read when they are loaded.
     """
     place = Path(path)
@@ -71,7 +72,10 @@ def read(path: str | os.PathLike[str], key: str | None = None) -> Model:
         place = find_in_folder(place)
     source = Source(place)
     try:
-        return sniff(source).read(source, key)
+        known = sniff(source)
+        if sizes and known is not ONNX:
+            raise UsageError(f"--input-size needs a graph, and {place} has none: export the model to ONNX")
+        return read_at(source, sizes) if sizes else known.read(source, key)
     except MemoryError as error:
         raise UnreadableModel(place, "it claims more memory than there is") from error
 

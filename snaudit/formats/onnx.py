@@ -51,6 +51,11 @@ def _is_onnx(source: Source) -> bool:
 
 def _read(source: Source, key: str | None) -> Model:
     """The model; `key` has no meaning here."""
+    return read_at(source, ())
+
+
+def read_at(source: Source, sizes: tuple[str, ...]) -> Model:
+    """The model with its inputs of given sizes, as `--input-size` says them. Raises UsageError."""
     from snaudit.formats.onnx_graph import graph_of
 
     walk, skeleton = walked(source)
@@ -59,7 +64,7 @@ def _read(source: Source, key: str | None) -> Model:
     externals = [(s.name, s.external) for s in walk.tensors if s.external is not None]
     check_sums(walk.wire, externals)
     tensors = [_tensor(walk.wire, *pair) for pair in zip(walk.tensors, names, strict=True)]
-    attached = graph_of(source.path, skeleton, walk.tensors, tensors)
+    attached = graph_of(source.path, skeleton, walk.tensors, tensors, sizes)
     held: dict[str, Tensor] = {}
     left_out = list(walk.left_out)
     for number, (stored, name) in enumerate(zip(walk.tensors, names, strict=True)):
@@ -69,7 +74,8 @@ def _read(source: Source, key: str | None) -> Model:
         elif stored.role in ("other", "fill"):
             left_out.append(LeftOut(name, "an attribute of a node, not a weight"))
     records = (source.record(), *(file.record() for file in files.values()))
-    notes = tuple(dict.fromkeys(attached.notes))
+    given = [f"input size given, {'; '.join(sizes)}: all bounds are for it alone"] if sizes else []
+    notes = tuple(dict.fromkeys([*given, *attached.notes]))
     return Model(source.path, ONNX.name, held, attached.graph, tuple(left_out), notes, records)
 
 

@@ -19,8 +19,9 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from snaudit.errors import ModelError, UnreadableModel, UnsupportedModel
+from snaudit.errors import ModelError, UnreadableModel, UnsupportedModel, UsageError
 from snaudit.formats import onnx_stand_ins
+from snaudit.formats.onnx_sizes import bind_sizes
 from snaudit.formats.onnx_signatures import check_signatures
 from snaudit.formats.onnx_tensors import Stored
 from snaudit.formats.onnx_weights import MARK
@@ -41,8 +42,14 @@ class Attached:
     notes: list[str] = field(default_factory=list)
 
 
-def graph_of(path: Path, skeleton: bytes, stored: list[Stored], tensors: list[Tensor | None]) -> Attached:
-    """The graph of a skeleton; each constant's ir.Value has its Tensor as `meta["tensor"]`.
+def graph_of(
+    path: Path,
+    skeleton: bytes,
+    stored: list[Stored],
+    tensors: list[Tensor | None],
+    sizes: tuple[str, ...] = (),
+) -> Attached:
+    """The graph of a skeleton, its inputs of the `sizes` that the user gives; each constant's ir.Value has its Tensor as `meta["tensor"]`.
 
     A node that fills a shape (ConstantOfShape) and whose shape is not itself stored has its one
     number as `node.meta["tensor"]` instead. Raises UnreadableModel for a graph that is none.
@@ -60,6 +67,7 @@ def graph_of(path: Path, skeleton: bytes, stored: list[Stored], tensors: list[Te
         for function in proto.functions:
             _check_function(path, function)
         proto = _flat(path, proto, unsorted, notes)
+        bind_sizes(proto.graph, sizes)
         proto = _with_shapes(proto, notes)
         model = ir.serde.deserialize_model(proto)
         attacher = _Attacher(path, stored, tensors)
@@ -67,7 +75,7 @@ def graph_of(path: Path, skeleton: bytes, stored: list[Stored], tensors: list[Te
         for function in model.functions.values():
             attacher.nodes(function)
         _drop_constant_inputs(model, notes)
-    except (ModelError, MemoryError):
+    except (ModelError, UsageError, MemoryError):
         raise
     except Exception as error:  # protobuf, onnx and onnx_ir raise their own kinds for a malformed graph
         raise UnreadableModel(path, f"not a valid ONNX graph: {_one_line(error)}") from error

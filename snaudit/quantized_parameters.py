@@ -42,6 +42,8 @@ def find(tensors: Mapping[str, Tensor]) -> Iterator[Quantized]:
             yield _words(name.removesuffix("qweight"), tensors)
         elif name.endswith("weight_packed") and tensor.dtype == "int32":
             yield _packed(name.removesuffix("_packed"), tensors)
+        elif name.endswith(".int_repr") or name == "int_repr":
+            yield _of_torch(name.removesuffix("int_repr"), tensors)
         elif tensor.dtype in _NARROW:
             found = _beside(name, tensors)
             if found is not None:
@@ -67,6 +69,27 @@ def _beside(name: str, tensors: Mapping[str, Tensor]) -> Quantized | None:
     if codes.dtype.startswith("float8") and (other := _unknown_scale(name, base, tensors)):
         return Quantized(name, None, f"quantized; how {other} scales it is not known", (name, other))
     return None
+
+
+def _of_torch(base: str, tensors: Mapping[str, Tensor]) -> Quantized:
+    """A quantized tensor of torch: (q − zero point)·scale, one of each or one for each channel. A single scale
+    is a number in the pickle, which cannot be rewritten."""
+    parts = ("int_repr", "scale", "zero_point", "axis")
+    taken = tuple(n for part in parts if (n := f"{base}{part}") in tensors)
+    name, codes = base.removesuffix(".") or "tensor", tensors[f"{base}int_repr"]
+    if len(taken) < 3:
+        return Quantized(name, None, "quantized, without its scale", taken)
+    scale, zero = tensors[taken[1]], tensors[taken[2]]
+    axis = int(tensors[taken[3]].load()) if len(taken) > 3 else 0
+    own = (codes.shape[axis],) if 0 <= axis < len(codes.shape) else None
+    grid = tuple(n if i == axis else 1 for i, n in enumerate(codes.shape)) if len(taken) > 3 else None
+    fits = all(part.shape == (own if grid else ()) for part in (scale, zero))
+    if not fits or (len(taken) > 3 and own is None):
+        return Quantized(name, None, "quantized, with a scale that does not fit it", taken)
+    grid = grid or (1,) * len(codes.shape)
+    held = tuple(tensors[n] for n in taken)
+    form = Dequantized(codes, scale, zero, held, codes.shape, grid, grid, handle=scale if scale.shape else None)
+    return Quantized(name, form, "", taken, "quantized: (q − zero point)·scale")
 
 
 def _unknown_scale(name: str, base: str, tensors: Mapping[str, Tensor]) -> str | None:

@@ -107,9 +107,9 @@ def cases(folder: Path) -> list[Case]:
             torch_file(
                 folder / "quantized_beside.pt",
                 mapping({"fc.weight": tensor(W), "q": quantized}),
-                RECORDS | {"1": bytes(35)},
+                RECORDS | {"1": bytes([2]) * 35},
             ),
-            {"fc.weight": W},
+            {"fc.weight": W, "q": np.full((5, 7), 0.2)},
             "quanti|qint8|QInt8",
         ),
         audited(

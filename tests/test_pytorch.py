@@ -321,17 +321,16 @@ def test_what_only_foreign_code_can_build_is_refused_and_named(tmp_path: Path, l
 
 def test_tensors_that_are_not_plain_are_left_out_with_the_reason(tmp_path: Path) -> None:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch deprecates quantized tensors
+        warnings.simplefilter("ignore")
         path = save(SD | {
             "sparse": torch.eye(3).to_sparse(), "meta": torch.empty(2, 2, device="meta"),
-            "quantized": torch.quantize_per_tensor(torch.ones(2, 2), 0.1, 0, torch.qint8),
             "conjugated": torch.ones(2, 2, dtype=torch.complex64).conj(), "array": np.ones((2, 2)),
             "huge": torch.ones(1).expand(2000, 2000), "mine": torch.ones(2, 2).as_subclass(Mine),
         }, tmp_path / "m.pt")
     model = read(path)
     assert list(model.tensors) == PLAIN
     reasons = {x.name: x.reason for x in model.left_out}
-    for name, words in (("sparse", "sparse"), ("quantized", "quantized"), ("meta", "meta"),
+    for name, words in (("sparse", "sparse"), ("meta", "meta"),
                         ("array", "numpy"), ("conjugated", "conjugated"),
                         ("huge", "expands 1 stored numbers to 4000000"),
                         ("mine", "subclass test_pytorch.Mine")):

@@ -8,6 +8,17 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
+from containers import (
+    FALSE,
+    call,
+    integer,
+    ints,
+    items,
+    mapping,
+    name,
+    storage,
+    torch_file,
+)
 from safetensors.torch import save_file
 
 import snaudit
@@ -184,3 +195,59 @@ def test_clipping_integer_weights_is_refused(tmp_path: Path) -> None:
     path = saved(bitsandbytes()[0], tmp_path / "model.safetensors")
     with pytest.raises(ConstraintError, match=r"fc\.weight: integer weights can only be scaled"):
         snaudit.constrain(path, max_sigma=0.1, how="clip")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("kind", ["tensor", "channels", "other axis"])
+def test_quantized_tensors_of_torch(kind: str, legacy: bool, tmp_path: Path) -> None:
+    plain = torch.from_numpy(RNG.standard_normal((6, 5)).astype(np.float32))
+    if kind == "tensor":
+        made = torch.quantize_per_tensor(plain, 0.0371, 3, torch.qint8)
+        matrix = (real(made.int_repr().numpy()) - 3) * 0.0371
+    else:
+        axis = int(kind != "channels")
+        scale = torch.from_numpy(RNG.uniform(0.01, 0.05, plain.shape[axis]))
+        zero = torch.from_numpy(RNG.integers(0, 200, plain.shape[axis]))
+        made = torch.quantize_per_channel(plain, scale, zero, axis, torch.quint8)
+        spread = [part.numpy().reshape((-1, 1) if axis == 0 else (1, -1)) for part in (scale, zero)]
+        matrix = (real(made.int_repr().numpy()) - spread[1]) * spread[0]
+    path, target = tmp_path / "model.pt", tmp_path / "capped.pt"
+    torch.save({"fc.weight": made, "fc.bias": torch.ones(6)}, path, _use_new_zipfile_serialization=not legacy)
+    report = snaudit.audit(path)
+    (layer,) = report.layers
+    truth = np.linalg.norm(matrix, 2)
+    assert (layer.name, layer.sigma.grade) == ("fc.weight", Grade.PROVED)
+    assert layer.sigma.lower <= truth * (1 + 1e-12) and truth <= layer.sigma.upper <= truth * (1 + 1e-6)
+    assert not any(item.missed for item in report.left_out)
+    if kind == "tensor":
+        with pytest.raises(ConstraintError, match="its scale is no stored tensor"):
+            snaudit.constrain(path, target, max_sigma=truth / 2)
+        return
+    snaudit.constrain(path, target, max_sigma=truth / 2)
+    back = torch.load(target, weights_only=True)["fc.weight"]
+    assert torch.equal(back.int_repr(), made.int_repr())
+    assert np.linalg.norm(back.dequantize().numpy(), 2) == pytest.approx(truth / 2, rel=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_quantized_module_of_torch(tmp_path: Path) -> None:
+    """Its state dict holds the weight in a tuple under packed parameters."""
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.ReLU(), torch.nn.Linear(4, 3))
+    made = torch.ao.quantization.quantize_dynamic(module, {torch.nn.Linear})
+    torch.save(made.state_dict(), tmp_path / "model.pt")
+    report = snaudit.audit(tmp_path / "model.pt")
+    for layer, place in zip(report.layers, (0, 2), strict=True):
+        truth = np.linalg.norm(made[place].weight().dequantize().numpy().astype(float), 2)
+        assert layer.sigma.upper == pytest.approx(truth, rel=1e-6)
+
+
+def test_a_quantized_tensor_of_another_scheme_is_missed(tmp_path: Path) -> None:
+    """(codes·scale + offset) of embeddings is no (codes − zero point)·scale."""
+    scheme = items(name("torch", "per_channel_affine_float_qparams"), *[integer(1)] * 3)
+    nodes = (storage("0", 8, "QInt8Storage"), integer(0), ints((4, 2)), ints((2, 1)), scheme)
+    made = call(name("torch._utils", "_rebuild_qtensor"), *nodes, FALSE, call(name("collections", "OrderedDict")))
+    path = torch_file(tmp_path / "q.pt", mapping({"q": made}), {"0": b"12345678"})
+    (missed,) = snaudit.load(path).left_out
+    assert missed.missed and "per_channel_affine_float_qparams" in missed.reason

@@ -15,7 +15,7 @@ from typing import Any
 
 from snaudit.errors import EmptyModel, RefusedModel, UnreadableModel, UsageError
 from snaudit.formats.pickles import Opaque, Pairs
-from snaudit.formats.rebuilds import INSIDE_PICKLE, NUMPY_ARRAY, Storage, Unread
+from snaudit.formats.rebuilds import INSIDE_PICKLE, NUMPY_ARRAY, Number, Quantized, Storage, Unread
 from snaudit.formats.views import View
 from snaudit.model import LeftOut
 from snaudit.names import printable
@@ -55,14 +55,14 @@ class Leaf:
     """Where in the nest a tensor is, or what stands in a tensor's place."""
 
     path: tuple[str, ...]
-    value: View | Unread | Foreign
+    value: View | Number | Unread | Foreign
 
 
 @dataclass(slots=True)
 class Choice:
     """The tensors taken, by name, with what was left out and what the user should know."""
 
-    tensors: dict[str, View] = field(default_factory=dict)
+    tensors: dict[str, View | Number] = field(default_factory=dict)
     left_out: list[LeftOut] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -83,6 +83,10 @@ class Nest:
         if leaf is not None:
             self._add(path, leaf, value)
             return
+        if type(value) is Quantized:  # its parts stand beside each other, no deeper than it stands itself
+            for name, part in value.parts:
+                self._add((*path[:-1], f"{path[-1]}.{name}" if path else name), part, part)
+            return
         children = self._children(value)
         if children is None:
             if type(value) is Opaque and (count := self._tensors_inside(value)):
@@ -101,7 +105,7 @@ class Nest:
         if len(self.leaves) == before:
             self._barren.add(id(value))
 
-    def _add(self, path: tuple[str, ...], leaf: View | Unread | Foreign, value: Any) -> None:
+    def _add(self, path: tuple[str, ...], leaf: View | Number | Unread | Foreign, value: Any) -> None:
         self._different.add(id(value))
         self.leaves.append(Leaf(path, leaf))
         if len(self.leaves) > 10_000 + 20 * len(self._different):
@@ -197,7 +201,7 @@ def _take(choice: Choice, name: str, value: Any) -> None:
     unique, count = name, 2
     while unique in choice.tensors:  # {"a.b": …, "a": {"b": …}} names two tensors alike
         unique, count = f"{name}#{count}", count + 1
-    if type(value) is View:
+    if type(value) in (View, Number):
         choice.tensors[unique] = value
     else:
         choice.left_out.append(LeftOut(unique, value.reason, value.missed))

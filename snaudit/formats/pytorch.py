@@ -19,7 +19,7 @@ from snaudit.formats.archive import Archive, names, unreadable_where_malformed
 from snaudit.formats.checkpoint import Choice, Leaf, Nest, choose
 from snaudit.formats.interface import Format, Patched
 from snaudit.formats.pickles import Machine, Stream
-from snaudit.formats.rebuilds import Rebuilder, Storage, is_inert
+from snaudit.formats.rebuilds import Number, Rebuilder, Storage, is_inert
 from snaudit.formats.records import record_edits
 from snaudit.formats.source import Source
 from snaudit.formats.storage import Edit, writer
@@ -48,7 +48,8 @@ class _Opened:
 
 def _model(source: Source, format_name: str, opened: _Opened, choice: Choice) -> Model:
     """The Model of the chosen tensors; each of them is read when it is loaded."""
-    tensors = {name: _tensor(source.path, name, view, opened.reader(view.storage))
+    tensors = {name: _number(name, view) if type(view) is Number else
+               _tensor(source.path, name, view, opened.reader(view.storage))
                for name, view in choice.tensors.items()}
     notes = (*choice.notes, *opened.notes)
     if opened.foreign:
@@ -58,6 +59,11 @@ def _model(source: Source, format_name: str, opened: _Opened, choice: Choice) ->
     left = (*choice.left_out, *opened.left_out)
     source.check_unchanged()
     return Model(source.path, format_name, tensors, None, left, notes, (source.record(),))
+
+
+def _number(name: str, number: Number) -> Tensor:
+    """A number in the pickle, as a tensor that no patch can change."""
+    return Tensor(name, (), "float64", (name, number), lambda: np.asarray(number.value))
 
 
 def _tensor(path: Path, name: str, view: View, read: Read) -> Tensor:

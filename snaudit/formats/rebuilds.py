@@ -53,6 +53,23 @@ class Unread:
         return self.is_tensor and (self.shape is None or len(self.shape) > 1)
 
 
+@dataclass(frozen=True, slots=True)
+class Number:
+    """A number that stands in the pickle itself and not in a storage: a quantized tensor's scale."""
+
+    value: float
+    shape: tuple[int, ...] = ()
+    size: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Quantized:
+    """A quantized tensor as what it is made of: its codes, scale, zero point and, if it has one for each
+    channel, the channels' axis; by name."""
+
+    parts: tuple[tuple[str, View | Number], ...]
+
+
 class Rebuilder:
     """The calls and persistent ids of one torch file; `storages` and `views` are what they told.
 
@@ -141,6 +158,21 @@ class Rebuilder:
         self.views.append(view)
         return view
 
+    def quantized(self, arguments: tuple[Any, ...]) -> Any:
+        """(storage, offset, shape, strides, (scheme, scale, zero point[, axis]), requires_grad, hooks)"""
+        if len(arguments) < 5 or type(arguments[4]) is not tuple:
+            self.fail("a quantized tensor in the pickle has no scale")
+        codes = self._view(arguments[:4], None, None)
+        scheme, *parameters = arguments[4]
+        named = str(scheme) if type(scheme) is Global else ""
+        if type(codes) is not View or named not in QUANTIZED or len(parameters) != QUANTIZED[named]:
+            unknown = Unread(f"it is quantized in a way that is not read ({printable(named, 60)})")
+            return codes if type(codes) is not View else Unread(unknown.reason, codes.shape)
+        found = [part if type(part) is View else _number(part) for part in parameters]
+        if None in found:
+            self.fail("a quantized tensor in the pickle has a malformed scale")
+        return Quantized(tuple(zip(("int_repr", "scale", "zero_point", "axis"), (codes, *found), strict=False)))
+
     def _no_view(self, arguments: tuple[Any, ...]) -> Any:
         if arguments and type(arguments[0]) is Opaque:
             return Opaque(arguments[0].callee, [*arguments])
@@ -185,12 +217,21 @@ class Rebuilder:
         return Opaque("inert", [*arguments])
 
 
+def _number(value: Any) -> Number | None:
+    return Number(float(value)) if type(value) in (int, float) and abs(value) < 2**63 else None
+
+
 def _unread(reason: str, index: int, arguments: tuple[Any, ...]) -> Unread:
     """An unread tensor whose shape is argument `index`, if that is one."""
     shape = arguments[index] if len(arguments) > index else None
     return Unread(reason, shape if is_layout(shape, shape) else None)
 
 
+QUANTIZED = {
+    "torch.per_tensor_affine": 2, "torch.per_tensor_symmetric": 2, "torch.per_channel_affine": 3,
+    "torch.per_channel_symmetric": 3,
+}  # fmt: skip
+"""Schemes of (codes − zero point)·scale, with the number of their parameters."""
 NUMPY_ARRAY = "numpy.ndarray"
 INSIDE_PICKLE = "it is a numpy array inside the pickle"
 SUB_BYTE = "its elements are smaller than a byte"
@@ -217,6 +258,7 @@ CALLS = {
     "torch._utils._rebuild_tensor": "tensor",
     "torch._utils._rebuild_tensor_v2": "tensor",
     "torch._utils._rebuild_tensor_v3": "tensor_of",
+    "torch._utils._rebuild_qtensor": "quantized",
     "torch._utils._rebuild_parameter": "same",
     "torch._utils._rebuild_parameter_with_state": "same",
     "torch._tensor._rebuild_from_type": "subclass",
@@ -243,7 +285,6 @@ CALLS = {
 """Calls by the name of the Rebuilder's method that answers them."""
 
 UNREAD = {
-    "torch._utils._rebuild_qtensor": ("it is quantized; its scale is not applied", 2),
     "torch._utils._rebuild_sparse_tensor": ("it is sparse", 2),
     "torch._utils._rebuild_sparse_csr_tensor": ("it is sparse", 2),
     "torch._utils._rebuild_nested_tensor": ("it is a nested tensor", 4),

@@ -17,6 +17,7 @@ from snaudit.version import VERSION as __version__
 _HOMES = {
     "Bound": "bound",
     "Change": "constraints",
+    "Constraint": "training",
     "Finding": "findings",
     "Gap": "findings",
     "Grade": "bound",
@@ -33,6 +34,7 @@ _HOMES = {
     "audit": "api",
     "check": "api",
     "constrain": "api",
+    "constrain_": "training",
     "load": "api",
 }
 

@@ -214,11 +214,22 @@ def replayed(net: Network, request: dict[str, Any]) -> dict[str, Any]:
                 raise NoWitness(f"the pair holds no input {name}")
             parts.append(np.asarray(request[which][name], np.float64))
         net.shapes = [part.shape for part in parts]
+        _check_sizes(net)
         ends.append(np.concatenate([part.ravel() for part in parts]))
     if ends[0].shape != ends[1].shape or not np.isfinite(ends).all():
         raise NoWitness("the pair's points are not finite, or not of one shape")
     lower = lower_end(net, *ends, request["norm"])
     return {"lower": lower, "x": ends[0], "y": ends[1], "evaluations": 4}
+
+
+def _check_sizes(net: Network) -> None:
+    """Raise NoWitness for points that do not have the sizes which the graph, or the user, fixes."""
+    fixed = {node.name: node.shape for node in net.low.get_inputs()}
+    for name, shape in zip(net.names, net.shapes, strict=True):
+        dims = fixed[name]
+        wrong = any(isinstance(d, int) and d > 0 and d != n for d, n in zip(dims, shape, strict=False))
+        if wrong or (dims and len(dims) != len(shape)):
+            raise NoWitness(f"the pair's {name} has the shape {shape}, which is not the input's size")
 
 
 def answer(request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:

@@ -164,9 +164,12 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 
 def test_the_witness_is_of_that_size(tmp_path: Path) -> None:
     """A pair of a larger size would refute the bound: the runtime is held to the size given."""
-    path = saved(tmp_path, model_of([conv(pads=[1] * 4)], {"w": np.abs(W)}, OPEN))
-    large = snaudit.audit(path, witness_seconds=1.0, input_size=("1,2,40,40",))
-    small = snaudit.audit(path, witness_seconds=1.0, input_size=("1,2,6,5",))
-    assert large.network.witness is not None and small.network.witness is not None
-    assert 0.8 * small.network.bound.upper <= small.network.witness.lower <= small.network.bound.upper
-    assert small.network.bound.upper < large.network.witness.lower <= large.network.bound.upper
+    path, pair = saved(tmp_path, model_of([conv(pads=[1] * 4)], {"w": np.abs(W)}, OPEN)), tmp_path / "pair.npz"
+    np.savez(pair, **{"x:x": np.ones((1, 2, 40, 40)), "y:x": np.zeros((1, 2, 40, 40))})
+    small = snaudit.audit(path, witness_seconds=1.0, input_size=("1,2,6,5",)).network
+    assert small.witness is not None and 0.0 < small.witness.lower <= small.bound.upper
+    assert [point.shape for point in small.witness.points] == [(1, 2, 6, 5)]
+    found = snaudit.audit(path, replay=pair).network
+    assert found.witness is not None and small.bound.upper < found.witness.lower <= found.bound.upper
+    refused = snaudit.audit(path, replay=pair, input_size=("1,2,6,5",)).network
+    assert refused.witness is not None and refused.witness.lower == 0.0 and refused.witness.note

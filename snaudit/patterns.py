@@ -17,7 +17,7 @@ import onnx_ir as ir
 from snaudit.bound import Bound, Norm, at_most, up
 from snaudit.rules.interface import Unbounded
 from snaudit.rules.normalization import normalized
-from snaudit.rules.pointwise import GELU_ERF, GELU_TANH, MISH, SILU
+from snaudit.slopes import GELU_ERF, GELU_TANH, MISH, SILU, Interval
 
 Fold = Callable[[ir.Value], np.ndarray | None]
 
@@ -25,13 +25,17 @@ Fold = Callable[[ir.Value], np.ndarray | None]
 @dataclass(frozen=True, slots=True)
 class Shortcut:
     """`output` is a function of `source` alone, with this Lipschitz bound; `name` is for display;
-    `assumes` as a Value's."""
+    `assumes` as a Value's.
+
+    slopes: where it is one function of each entry by itself, between which slopes its own lie
+    """
 
     output: ir.Value
     source: ir.Value
     bound: Bound
     name: str
     assumes: tuple[str, ...] = ()
+    slopes: Interval | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,29 +121,32 @@ def find(node: ir.Node, fold: Fold, norm: Norm, opset: int) -> Iterator[Shortcut
         return
     graph = _Graph(fold, norm, opset)
     for matcher in _MATCHERS.get(node.op_type, ()):
-        for source, gain, name in matcher(graph, node):
+        for source, found, name in matcher(graph, node):
+            slopes = found if isinstance(found, tuple) else None
+            gain = found if slopes is None else max(abs(slopes[0]), abs(slopes[1]))
             if math.isfinite(gain):
-                yield Shortcut(node.outputs[0], source, at_most(gain, name), name)
+                yield Shortcut(node.outputs[0], source, at_most(gain, name), name, slopes)
 
 
-_Found = Iterator[tuple[ir.Value, float, str]]
+_Found = Iterator[tuple[ir.Value, "float | Interval", str]]
+"""(source, its gain or its slopes, name) of each match."""
 
 
 def _gate(graph: _Graph, node: ir.Node) -> _Found:
-    """a·r times b·g(r): the slope of x·g(x) times |a·b|."""
+    """a·r times b·g(r): the slopes of x·g(x) times a·b."""
     for left, right in graph.split(node):
         roots = graph.scales(left)
         for gate, factor in graph.scales(right):
-            for name, inner, slope in _gates(graph, gate):
+            for name, inner, slopes in _gates(graph, gate):
                 for root, scale in roots:
                     if root is inner:
-                        yield root, _rounded(abs(scale * factor) * slope), name
+                        yield root, _times(slopes, scale * factor), name
 
 
-def _gates(graph: _Graph, gate: ir.Value) -> Iterator[tuple[str, ir.Value, float]]:
-    """(name, r, sup|(x·g(x))'|) for each way to read `gate` as g(r).
+def _gates(graph: _Graph, gate: ir.Value) -> Iterator[tuple[str, ir.Value, Interval]]:
+    """(name, r, the slopes of x·g(x)) for each way to read `gate` as g(r).
 
-    sup|(x·g(kx))'| = sup|(x·g(x))'| for any scale k ≠ 0; for k = 0 it is |g(0)|, which is smaller.
+    x·g(kx) has the slopes of x·g(x) for any scale k ≠ 0; for k = 0 its one slope is g(0), in between.
     """
     node = graph.made(gate, "Sigmoid")
     if node is not None:
@@ -148,13 +155,13 @@ def _gates(graph: _Graph, gate: ir.Value) -> Iterator[tuple[str, ir.Value, float
     node = graph.made(gate, "HardSigmoid")
     if node is not None:  # x·clip(αx + β, 0, 1): slopes −β and 2 − β at the ends of the line, 0 and 1 outside
         beta = node.attributes["beta"].value if "beta" in node.attributes else 0.5
-        yield "HardSwish", node.inputs[0], max(1.0, abs(beta), up(abs(2.0 - beta)))
+        yield "HardSwish", node.inputs[0], _over(0.0, 1.0, -beta, 2.0 - beta)
     clipped = graph.clip(gate)
     if clipped is not None:
         inner, low, high = clipped
         shifted = graph.plus(inner) or (inner, 0.0)
         ends = (low, high, 2 * low - shifted[1], 2 * high - shifted[1])  # x·clip(x + c, low, high)
-        yield "HardSwish", shifted[0], up(max(abs(end) for end in ends))
+        yield "HardSwish", shifted[0], _over(*ends)
     node = graph.made(gate, "Tanh")
     softplus = None if node is None else graph.made(node.inputs[0], "Softplus")
     if softplus is not None:
@@ -164,17 +171,32 @@ def _gates(graph: _Graph, gate: ir.Value) -> Iterator[tuple[str, ir.Value, float
         yield from _gelu_gates(graph, plus[0])
 
 
-def _gelu_gates(graph: _Graph, value: ir.Value) -> Iterator[tuple[str, ir.Value, float]]:
+def _over(*slopes: float) -> Interval:
+    """The interval over some slopes, each rounded once."""
+    return math.nextafter(min(slopes), -math.inf), up(max(slopes))
+
+
+def _times(slopes: Interval, factor: float) -> Interval:
+    """The slopes times a factor, enlarged by more than the rounding of twenty factors."""
+    low, high = sorted(end * factor for end in slopes)
+    slack = 2.0**-46
+    return (
+        math.nextafter(low - abs(low) * slack, -math.inf) if low else 0.0,
+        up(high + abs(high) * slack) if high else 0.0,
+    )
+
+
+def _gelu_gates(graph: _Graph, value: ir.Value) -> Iterator[tuple[str, ir.Value, Interval]]:
     """1 + erf(kx) for any k; 1 + tanh(√(2/π)(x + 0.044715x³)) with those constants to 1e-6."""
     node = graph.made(value, "Erf")
     if node is not None:
         for root, _ in graph.scales(node.inputs[0]):
-            yield "GELU", root, 2.0 * GELU_ERF
+            yield "GELU", root, (2.0 * GELU_ERF[0], 2.0 * GELU_ERF[1])
     node = graph.made(value, "Tanh")
     for inner, scale in graph.scales(node.inputs[0]) if node is not None else ():
         root = _cubic(graph, inner)
         if root is not None and abs(scale - math.sqrt(2.0 / math.pi)) < 1e-6:
-            yield "GELU", root, 2.0 * (GELU_TANH + 1e-5)
+            yield "GELU", root, (2.0 * (GELU_TANH[0] - 1e-5), 2.0 * (GELU_TANH[1] + 1e-5))
 
 
 def _cubic(graph: _Graph, value: ir.Value) -> ir.Value | None:
@@ -203,7 +225,7 @@ def _steeper(graph: _Graph, node: ir.Node) -> _Found:
     for left, a in graph.scales(node.inputs[0]):
         for right, b in graph.scales(node.inputs[1]):
             if left is right:
-                yield left, _rounded(max(abs(a), abs(b))), "LeakyRelu"
+                yield left, _times((min(a, b), max(a, b)), 1.0), "LeakyRelu"
 
 
 def _axes(graph: _Graph, node: ir.Node) -> tuple[int, ...] | None:
@@ -295,11 +317,6 @@ def _squared(graph: _Graph, value: ir.Value) -> ir.Value | None:
     if node.op_type == "Mul":
         return node.inputs[0] if node.inputs[0] is node.inputs[1] else None
     return node.inputs[0] if graph.scalar(node.inputs[1]) == 2.0 else None
-
-
-def _rounded(gain: float) -> float:
-    """A product of up to twenty rounded factors, enlarged by more than their rounding."""
-    return up(gain * (1.0 + 2.0**-46))
 
 
 _MATCHERS = {

@@ -1,0 +1,59 @@
+"""The bounds of a graph's sections, by every method, as shortcuts for `lipschitz.compose`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from snaudit import cuts, sections
+from snaudit.bound import Bound
+from snaudit.linear import AnyMap, Dense
+from snaudit.patterns import Shortcut
+from snaudit.sections import Effort
+
+_WORK = 2e10
+"""Operations of the searches of a whole network, about: some two seconds of one core."""
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """What one method gave for the sections of a network.
+
+    alone: its own bound of the whole network, where one section is all of it; else None
+    """
+
+    name: str
+    shortcuts: tuple[Shortcut, ...]
+    seconds: float
+    alone: Bound | None = None
+
+
+def measure(model: ir.Model, norm_of: Callable[[AnyMap], Bound]) -> tuple[Way, ...]:
+    """The l2 bounds of all sections of the graph, by method; no method that found none."""
+    found = tuple(cuts.find_sections(model))
+    effort = Effort(lambda matrix: norm_of(Dense(np.ascontiguousarray(matrix))), _WORK / max(1, len(found)))
+    shortcuts: dict[str, list[Shortcut]] = {method.name: [] for method in sections.METHODS}
+    seconds = dict.fromkeys(shortcuts, 0.0)
+    for cut in found:
+        for method in sections.METHODS:
+            started = time.perf_counter()
+            with np.errstate(all="ignore"):  # what leaves the floats ends unbounded
+                bound = method.measure(cut.section, effort)
+            seconds[method.name] += time.perf_counter() - started
+            if bound.bounded:
+                name = f"{cut.source.name or '?'} to {cut.output.name or '?'}"
+                shortcuts[method.name].append(Shortcut(cut.output, cut.source, bound, name))
+    whole = [cut for cut in found if [cut.source] == _real(model) and [cut.output] == list(model.graph.outputs)]
+    return tuple(
+        Way(name, tuple(given), seconds[name], given[0].bound if whole and len(found) == 1 else None)
+        for name, given in shortcuts.items()
+        if given
+    )
+
+
+def _real(model: ir.Model) -> list[ir.Value]:
+    return [v for v in model.graph.inputs if v.dtype is None or v.dtype.is_floating_point()]

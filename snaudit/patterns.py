@@ -125,7 +125,7 @@ def find(node: ir.Node, fold: Fold, norm: Norm, opset: int) -> Iterator[Shortcut
             slopes = found if isinstance(found, tuple) else None
             gain = found if slopes is None else max(abs(slopes[0]), abs(slopes[1]))
             if math.isfinite(gain):
-                yield Shortcut(node.outputs[0], source, at_most(gain, name), name, slopes)
+                yield Shortcut(node.outputs[0], source, at_most(gain, name), name, slopes=slopes)
 
 
 _Found = Iterator[tuple[ir.Value, "float | Interval", str]]

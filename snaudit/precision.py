@@ -18,7 +18,8 @@ NUMPY = {TensorProto.FLOAT: np.float32, TensorProto.DOUBLE: np.float64}
 _ROUNDS = ("QuantizeLinear", "DynamicQuantize", "QLinear", "ConvInteger", "MatMulInteger", "QGemm", "QAttention")
 _NARROW = frozenset(kind for name, kind in TensorProto.DataType.items() if name.startswith("FLOAT8"))
 _SCALES = {"Resize": 2, "Upsample": 1}
-"""The input that stays float32 whatever the data's type."""
+"""The input that onnxruntime takes in float32 only. The copy in double has it in double, which only the
+reference implementation takes: coordinates rounded alike in both precisions would hide their error."""
 
 
 class Unfit(Exception):
@@ -66,7 +67,7 @@ def _node(node: onnx.NodeProto, kind: int) -> Iterator[onnx.NodeProto]:
         zero = numpy_helper.from_array(np.zeros(1, NUMPY[kind]))
         node.attribute.append(helper.make_attribute("value", zero))
     slot = _SCALES.get(node.op_type, len(node.input))
-    if slot < len(node.input) and node.input[slot]:
+    if kind == TensorProto.FLOAT and slot < len(node.input) and node.input[slot]:
         name = f"{node.input[slot]}/as float32/{node.output[0]}"
         yield helper.make_node("Cast", [node.input[slot]], [name], to=TensorProto.FLOAT)
         node.input[slot] = name

@@ -18,15 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from snaudit.ascent import Search, ascend, length
+from snaudit.ascent import NOISE, Search, ascend, length
 from snaudit.bound import down
 from snaudit.running import open_session, samples
 
 EVALUATIONS = 6000
 _CONFIRMED = 4
 _MEMORY = 6 << 30
-FLOAT32_ROUNDING = 2.0**-24
-"""Half a unit in the last place of a float32, relative."""
 
 
 class NoWitness(Exception):
@@ -162,9 +160,9 @@ def lower_end(net: Network, x: np.ndarray, y: np.ndarray, norm: Any) -> float:
 
     f is evaluated in float64 and, by other code, in float32. The two differ by the error of the
     float32 run plus that of the float64 run, whose unit roundoff is 2^29 times smaller. The whole
-    difference at both ends (the larger one, twice) is taken off, and one float32 rounding of the
-    values besides, in case the difference is small by chance; so an evaluator that is wrong, or
-    that drops to float32 inside, costs tightness and not soundness.
+    difference at both ends (the larger one, twice) is taken off, and sixteen float32 roundings of
+    the values besides, in case the two share an error (a step that both take in float32) or the
+    difference is small by chance; so an evaluator that is wrong costs tightness and not soundness.
     """
     with np.errstate(all="ignore"):
         exact, rough = [net.precise(p) for p in (x, y)], [net.value(p) for p in (x, y)]
@@ -173,7 +171,7 @@ def lower_end(net: Network, x: np.ndarray, y: np.ndarray, norm: Any) -> float:
         differences = [length(e - r, norm) for e, r in zip(exact, rough, strict=True)]
         sizes = sum(length(e, norm) for e in exact)
         moved = length(exact[0] - exact[1], norm)
-        allowance = 2.0 * max(differences) + FLOAT32_ROUNDING * sizes
+        allowance = 2.0 * max(differences) + NOISE * sizes
         rounding = 1.0 - (x.size + exact[0].size + 16) * 2.0**-52  # of the two norms and the quotient
         distance = length(x - y, norm)
         found = (moved - allowance) / distance * rounding if distance else 0.0

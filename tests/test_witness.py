@@ -14,6 +14,7 @@ import onnx
 import pytest
 from graphs import composed, function_of, gain, jacobian, make_model, random_dag, size
 from onnx import helper
+from op_cases import RESIZED
 
 from snaudit import cli, pipeline, search, witness
 from snaudit.bound import NORMS, Bound, Grade, Norm
@@ -125,6 +126,18 @@ def test_an_evaluator_that_errs_costs_tightness_only(tmp_path: Path, monkeypatch
     assert 2.9 < sought(model, tmp_path)["lower"] < 3.0
     monkeypatch.setattr(search.Network, "precise", lambda self, x: right(self, x) * 3.0)
     assert sought(model, tmp_path).get("lower", 0.0) < 3.0
+
+
+def test_coordinates_that_a_runtime_rounds(tmp_path: Path) -> None:
+    """Resizing computes its weights from coordinates, in float32 even for float64 data. Where runtime and
+    reference round a coordinate to different neighbours there is no witness."""
+    seen = []
+    for one in RESIZED:
+        lower = sought(one.model(), tmp_path, "l1", evaluations=200).get("lower", 0.0)
+        upper = composed(one.model(), "l1").bound.upper
+        assert lower <= upper, one.name
+        seen.append(lower > 0.9 * upper)
+    assert sum(seen) > 0.6 * len(seen)
 
 
 def test_types_inputs_and_outputs(tmp_path: Path) -> None:

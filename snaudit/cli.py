@@ -64,9 +64,11 @@ def _inspect(
     key: opt.Key = None,
     norm: opt.NormChoice = opt.Norm.l2,
     method: opt.MethodChoice = opt.Method.auto,
+    rtol: opt.Rtol = None,
     iterations: opt.Iterations = 20,
     seed: opt.Seed = 0,
     device: opt.DeviceChoice = opt.Device.cpu,
+    threads: opt.Threads = None,
     input_size: opt.InputSize = None,
     witness_seconds: opt.WitnessSeconds = WITNESS_SECONDS,
     replay: opt.Replay = None,
@@ -86,7 +88,7 @@ def _inspect(
         from snaudit.commands.auditing import Wish, inspect
 
         wish = Wish(model, format.value, output, sort.value, "all" if every else "folded", witness)
-        settings = _settings(key, norm, method, iterations, seed, device, input_size) | {
+        settings = _settings(key, norm, method, rtol, iterations, seed, device, threads, input_size) | {
             "spectrum": spectrum,
             "witness_seconds": witness_seconds,
             "replay": replay,
@@ -106,6 +108,7 @@ def _constrain(
     key: opt.Key = None,
     seed: opt.Seed = 0,
     device: opt.DeviceChoice = opt.Device.cpu,
+    threads: opt.Threads = None,
     layers: opt.Layers = None,
     skip: opt.Skip = None,
     output: opt.Target = None,
@@ -118,7 +121,7 @@ def _constrain(
     def work() -> int:
         from snaudit.commands.constraining import constrain
 
-        settings = {"key": key, "seed": seed, "device": device.value}
+        settings = {"key": key, "seed": seed, "device": device.value, "threads": threads}
         options = {
             "how": how.value,
             "normalize": normalize,
@@ -146,9 +149,11 @@ def _check(
     key: opt.Key = None,
     norm: opt.NormChoice = opt.Norm.l2,
     method: opt.MethodChoice = opt.Method.auto,
+    rtol: opt.Rtol = None,
     iterations: opt.Iterations = 20,
     seed: opt.Seed = 0,
     device: opt.DeviceChoice = opt.Device.cpu,
+    threads: opt.Threads = None,
     input_size: opt.InputSize = None,
     witness_seconds: opt.WitnessSeconds = WITNESS_SECONDS,
     replay: opt.Replay = None,
@@ -175,7 +180,7 @@ def _check(
             "layers": tuple(layers or ()),
             "skip": tuple(skip or ()),
         }
-        settings = _settings(key, norm, method, iterations, seed, device, input_size) | {
+        settings = _settings(key, norm, method, rtol, iterations, seed, device, threads, input_size) | {
             "witness_seconds": witness_seconds,
             "replay": replay,
         }
@@ -185,17 +190,26 @@ def _check(
 
 
 def _settings(
-    key: str | None, norm: opt.Norm, method: opt.Method, iterations: int, seed: int, device: opt.Device,
+    key: str | None,
+    norm: opt.Norm,
+    method: opt.Method,
+    rtol: float | None,
+    iterations: int,
+    seed: int,
+    device: opt.Device,
+    threads: int | None,
     input_size: list[str] | None,
 ) -> dict[str, Any]:
     return {
         "key": key,
         "norm": norm.value,
         "method": method.value,
+        "rtol": rtol,
         "iterations": iterations,
         "seed": seed,
         "device": device.value,
         "input_size": tuple(input_size) if input_size else None,
+        "threads": threads,
     }
 
 

@@ -182,7 +182,7 @@ class _Work:
     def _is_short(self, bound: Bound) -> bool:
         """Whether normalization must raise this layer: what rounding or the width of an enclosure
         leaves open is no reason to touch it again."""
-        slack = 1 - max(2 * self.meter.settings.rtol, 0.01)
+        slack = 1 - max(2 * self.meter.settings.width, 0.01)
         return self.how == "normalize" and 0.0 < bound.upper < self.cap * slack
 
     def _scale(self, layer: Layer, before: Bound) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from snaudit.bound import NORMS, Bound, Norm
 from snaudit.errors import UsageError
 from snaudit.model import FileRead, LeftOut
-from snaudit.sigma.interface import PowerEstimate
+from snaudit.sigma.interface import Options, PowerEstimate
 from snaudit.sizes import sizes_of
 
 
@@ -145,7 +145,9 @@ class Settings:
     method: str = "auto"
     iterations: int = 20
     seed: int = 0
-    rtol: float = 1e-3
+    rtol: float | None = None
+    """The relative width to which norms are narrowed, however long it takes; None: to 1e-3, as far as
+    a budget of time allows."""
     spectrum: bool = False
     key: str | None = None
     input_size: tuple[str, ...] | None = None
@@ -165,13 +167,18 @@ class Settings:
             raise UsageError("iterations and seed must not be negative")
         if self.threads is not None and self.threads < 1:
             raise UsageError(f"threads must be at least 1, not {self.threads}")
-        if not 0 < self.rtol < 1:
+        if self.rtol is not None and not 0 < self.rtol < 1:
             raise UsageError(f"rtol must lie between 0 and 1, not {self.rtol}")
         if not 0.0 <= self.witness_seconds <= 1e6:
             raise UsageError(f"witness_seconds must lie between 0 and 1e6, not {self.witness_seconds}")
         sizes_of(self.input_size or ())
         if self.input_range is not None:
             raise UsageError("input_range is not supported yet")
+
+    @property
+    def width(self) -> float:
+        """The relative width that is aimed at."""
+        return Options().rtol if self.rtol is None else self.rtol
 
 
 @dataclass(frozen=True, slots=True)

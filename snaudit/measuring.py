@@ -71,7 +71,8 @@ class Meter:
     @property
     def options(self) -> Options:
         s = self.settings
-        return Options(s.method, s.device, s.rtol, s.iterations, s.seed)
+        asked = {} if s.rtol is None else {"rtol": s.rtol, "budget": None}
+        return Options(method=s.method, device=s.device, iterations=s.iterations, seed=s.seed, **asked)
 
     def measure(self, layer: Layer, stored: Stored = NOTHING) -> Measured:
         """The layer's numbers, from memory where equal bytes in equal geometry were measured."""

@@ -82,6 +82,19 @@ def test_a_low_rank_kernel_encloses_the_rounding_of_its_product(tmp_path: Path) 
         assert bound.lower <= 1.0 <= bound.upper
 
 
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_a_low_rank_kernel_costs_no_width(tmp_path: Path, norm: str) -> None:
+    """The rounding of the product is added in the norm that is asked for, whatever method measured it."""
+    generator = torch.Generator().manual_seed(0)
+    up = torch.randn(300, 2, 1, 1, dtype=torch.float64, generator=generator)
+    down = torch.randn(2, 200, 1, 1, dtype=torch.float64, generator=generator)
+    torch.save({"c.lora_A.weight": down, "c.lora_B.weight": up}, tmp_path / "l.pt")
+    (layer,) = snaudit.audit(tmp_path / "l.pt", norm=norm).layers
+    product = (up.flatten(1) @ down.flatten(1)).numpy()
+    truth = max(norm_of(product, norm), norm_of(product.T, norm))
+    assert truth * (1 - 1e-12) <= layer.norm.upper <= truth * (1 + 1e-8)
+
+
 def test_a_cancelling_spectral_norm_is_enclosed_or_unbounded(tmp_path: Path) -> None:
     weight = torch.tensor([[2.0**40, 0.625 * 2.0**-12], [0.0, 2.0**40]], dtype=torch.float64)
     u, v = torch.tensor([1.0, -1.0], dtype=torch.float64), torch.tensor([1.0, 1.0], dtype=torch.float64)

@@ -9,6 +9,7 @@ import makers
 import mpmath
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -18,6 +19,7 @@ from snaudit.arrays import top_eigenpair
 from snaudit.bound import Bound, Grade
 from snaudit.errors import UsageError
 from snaudit.linear import BlockDiagonal, Convolution, Dense, LowRank
+from snaudit.sigma import certificate, lanczos, power
 from snaudit.sigma.interface import Options
 
 WIDTH = 1e-8  # what the certificate promises, relative
@@ -309,6 +311,84 @@ def test_l1_and_linf_of_products_and_long_rows(norm: str) -> None:
     many = np.ones((3000, 3000)) / 3
     bound = sigma.measure(Dense(many), norm)
     assert bound.lower <= np.linalg.norm(many, order) <= bound.upper <= bound.lower * (1 + 1e-11)
+
+
+@pytest.mark.parametrize("shape", [(40, 30), (30, 40), (200, 90)])
+def test_the_estimate_without_iterating_is_that_of_the_iteration(shape: tuple[int, int]) -> None:
+    matrix = np.random.default_rng(0).standard_normal(shape)
+    for steps in (0, 1, 7, 20):
+        seen = sigma.survey(Dense(matrix), Options(iterations=steps, seed=3)).power
+        walked = sigma.power_estimate(Dense(matrix), steps, 3)
+        assert seen.estimate == pytest.approx(walked.estimate, rel=1e-12)
+        assert (seen.iterations, seen.converged, seen.low_by_tenth) == (steps, walked.converged, walked.low_by_tenth)
+
+
+def test_the_chance_to_end_low_is_what_is_said() -> None:
+    """Over 2000 starts; the bound holds, and is not vacuous."""
+    spectrum = np.concatenate([[1.0], np.full(59, 0.895)])
+    starts = np.random.default_rng(0).standard_normal((2000, 60)) ** 2
+    for steps in (3, 10, 20):
+        low = [power.from_quadrature(spectrum**2, w, steps, 60).estimate < 0.9 for w in starts]
+        chance = power.chance_low(60, steps)
+        assert np.mean(low) <= chance
+        assert chance < 0.03 or steps < 20
+    assert power.chance_low(60, 0) == 1.0 and power.chance_low(1, 0) == 0.0
+
+
+@pytest.mark.filterwarnings("ignore:.*spectral_norm.*:FutureWarning")
+@pytest.mark.parametrize("shape", [(7, 4), (4, 7)])
+def test_a_warm_start_is_what_torch_takes_for_sigma(shape: tuple[int, int]) -> None:
+    module = torch.nn.Linear(shape[1], shape[0], bias=False).double()
+    matrix = module.weight.detach().numpy().copy()
+    normed = torch.nn.utils.spectral_norm(module, n_power_iterations=3)
+    u = normed.weight_u.numpy().copy()
+    normed(torch.zeros(1, shape[1], dtype=torch.float64))  # in training: three rounds from u
+    seen = sigma.power_estimate(Dense(matrix), 3, 0, u)
+    assert seen.estimate == pytest.approx(matrix[0, 0] / normed.weight[0, 0].item(), rel=1e-12)
+    assert seen.low_by_tenth is None
+    module = torch.nn.Linear(shape[1], shape[0], bias=False).double()
+    matrix = module.weight.detach().numpy().copy()
+    newer = torch.nn.utils.parametrizations.spectral_norm(module, n_power_iterations=3)
+    v = newer.parametrizations.weight[0]._v.numpy().copy()  # its rounds begin at the other side
+    seen = sigma.power_estimate(Dense(matrix.T), 3, 0, v)
+    assert seen.estimate == pytest.approx(matrix[0, 0] / newer.weight[0, 0].item(), rel=1e-12)
+    with pytest.raises(TypeError, match="no one start"):
+        sigma.power_estimate(BlockDiagonal(matrix[None]), 3, 0, u)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e200, 1e-200])
+def test_lanczos_is_from_below_and_its_upper_end_hardly_ever_fails(scale: float) -> None:
+    rng = np.random.default_rng(1)
+    left, right = rng.standard_normal((90, 4)), rng.standard_normal((4, 150))
+    maps = [Dense(rng.standard_normal((200, 150)) * scale), Dense(rng.standard_normal((80, 300)) * scale)]
+    maps += [LowRank(left * scale, right), BlockDiagonal(rng.standard_normal((3, 40, 30)) * scale)]
+    maps.append(Dense(makers.with_spectrum(np.r_[1.0, 1 - 1e-9, np.linspace(0, 0.99, 254)]) * scale))
+    for map in maps:
+        truth = sigma.measure(map)
+        for seed in range(3):
+            bound = sigma.measure(map, "l2", Options(method="lanczos", seed=seed))
+            assert bound.grade is Grade.ESTIMATED
+            assert "fails with probability 1e-12" in bound.method
+            assert truth.lower * (1 - 1e-7) <= bound.lower <= truth.upper
+            assert truth.lower <= bound.upper <= truth.upper * 1.03
+    assert sigma.measure(Dense(np.zeros((3, 4))), "l2", Options(method="lanczos")).upper == 0.0
+
+
+def test_lanczos_runs_on_any_map_and_never_proves_an_upper_end() -> None:
+    conv = Convolution(np.random.default_rng(0).standard_normal((4, 3, 3, 3)), (2, 1), (1, 1)).at((9, 8), (1, 1))
+    truth = float(np.linalg.norm(conv.dense(), 2))
+    found = lanczos.search(conv)
+    assert found.sigma == pytest.approx(truth, rel=1e-9) and truth * (1 - 1e-13) <= found.upper <= truth * 1.01
+    hidden = sigma.measure(Dense(makers.hidden_from(0, 200, 0.85)), "l2", Options(method="lanczos", seed=0))
+    assert hidden.upper < 0.99 and hidden.grade is Grade.ESTIMATED  # one seed is no random start
+
+
+def test_the_reason_for_a_method_goes_with_the_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    matrix = Dense(np.random.default_rng(0).standard_normal((9, 9)))
+    assert sigma.survey(matrix).why == "certificate: the best graded method for Dense in l2"
+    assert sigma.survey(matrix, Options(method="svd")).why == "svd was asked for"
+    monkeypatch.setattr(certificate, "_upper", lambda *_: math.inf)
+    assert sigma.survey(matrix).why.startswith("no Cholesky factorization completed, so LAPACK's SVD stands in")
 
 
 def test_options_are_values() -> None:

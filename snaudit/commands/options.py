@@ -21,6 +21,7 @@ class Method(StrEnum):
     auto = "auto"
     svd = "svd"
     certificate = "certificate"
+    lanczos = "lanczos"
     power = "power"
 
 
@@ -88,6 +89,11 @@ NormChoice = Annotated[
 MethodChoice = Annotated[
     Method, option(MEASURING, "--method", help="How to enclose a norm; auto picks the best that fits.")
 ]
+Rtol = Annotated[
+    float | None,
+    option(MEASURING, "--rtol", metavar="X", show_default=False,
+           help="Narrow norms of convolutions to this relative width, however long it takes."),
+]  # fmt: skip
 Iterations = Annotated[
     int, option(MEASURING, "--iterations", min=1, help="Steps of the power-iteration estimate.")
 ]
@@ -104,6 +110,11 @@ Replay = Annotated[
     Path | None,
     option(MEASURING, "--replay", metavar="FILE", show_default=False,
            help="Run the pair saved by --witness instead of seeking one."),
+]  # fmt: skip
+Threads = Annotated[
+    int | None,
+    option(MEASURING, "--threads", min=1, metavar="N", show_default=False,
+           help="Layers measured at once; default: OMP_NUM_THREADS, else the cores there are."),
 ]  # fmt: skip
 Spectrum = Annotated[bool, option(MEASURING, "--spectrum", help="All singular values, in the JSON.")]
 InputSize = Annotated[

@@ -108,7 +108,7 @@ def _settings(settings: Settings) -> dict[str, Any]:
         "input_range": None if settings.input_range is None else [number(x) for x in settings.input_range],
         "input_size": None if settings.input_size is None else list(settings.input_size),
         "key": settings.key,
-        "rtol": settings.rtol,
+        "rtol": settings.width,
         "spectrum": settings.spectrum,
         "witness_seconds": settings.witness_seconds,
     }

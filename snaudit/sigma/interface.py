@@ -15,13 +15,18 @@ NOT_FINITE = "not finite"
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How to measure: `rtol` is the width that an enclosure of a convolution is narrowed to."""
+    """How to measure: `rtol` is the width that an enclosure of a convolution is narrowed to.
+
+    `budget` is the nominal seconds of one thread that narrowing may take, on top of twice those of an
+    SVD of its matrix; what they do not reach stays wider. None: as long as rtol needs.
+    """
 
     method: str = "auto"
     device: str = "cpu"
     rtol: float = 1e-3
     iterations: int = 20
     seed: int = 0
+    budget: float | None = 0.3
 
 
 @dataclass(frozen=True, slots=True)

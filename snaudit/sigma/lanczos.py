@@ -66,7 +66,7 @@ def search(map: LinearMap, seed: int = 0, failure: float = FAILURE) -> Top:
     """The top of any linear map L, by Lanczos on LᵀL from a seeded Gaussian vector.
 
     One vector at a time, reorthogonalised in full on the shorter side only (Simon & Zha 2000). The
-    probability is that of the first cycle, whose start is random; what has not settled after it is
+    probability is that of the first cycle of 120 steps, whose start is random; then it is
     restarted from its Ritz vector (Saad, *Numerical Methods for Large Eigenvalue Problems*, ch. 6), which
     can only raise the lower end.
     """
@@ -77,12 +77,12 @@ def search(map: LinearMap, seed: int = 0, failure: float = FAILURE) -> Top:
         return back(forward(x))
 
     order = min(rows, columns)
-    found = lanczos(normal, np.random.default_rng(seed).standard_normal(order), _STEPS, _KEPT)
+    found = lanczos(normal, np.random.default_rng(seed).standard_normal(order), _STEPS, rtol=0.0)
     upper, steps = upper_end(found, order, failure), len(found.nodes)
     for _ in range(_CYCLES):
-        if found.settled or found.beta[-1] == 0.0:
+        if found.settled:
             break
-        found = lanczos(normal, found.vector, _STEPS, _KEPT)
+        found = lanczos(normal, found.vector, _STEPS, rtol=_KEPT)
         steps += len(found.nodes)
     vector = found.vector if columns <= rows else back_to_columns(map, found.vector)
     sigma = math.sqrt(max(0.0, found.theta))

@@ -36,7 +36,8 @@ def power_estimate(map: AnyMap, iterations: int, seed: int, u: np.ndarray | None
 
     The start lies on the shorter side (for W of fewer rows than columns, W is its transpose in all of
     this). With `u`, a vector of outputs, the start is a warm one: k rounds of v ← Wᵀu/‖·‖, u ← Wv/‖·‖
-    and then uᵀWv, which is what `torch.nn.utils.spectral_norm` takes for σ, with its `weight_u` for u.
+    and then uᵀWv, which is what `torch.nn.utils.spectral_norm` takes for σ, with its `weight_u` for u
+    (its successor in `parametrizations` begins at the other side: pass Wᵀ and its `_v`).
     A stack: the largest of its blocks' estimates, each from a start of its own. Not for a Convolution,
     which is no one matrix: pass its reshaped kernel. Entries that are not finite give NaN.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import tracemalloc
 from pathlib import Path
@@ -16,8 +17,11 @@ import torch
 import snaudit
 from snaudit import arrays, sigma, threads
 from snaudit.bound import Grade
+from snaudit.cli import main
 from snaudit.errors import UsageError
+from snaudit.findings import Settings
 from snaudit.linear import BlockDiagonal, Convolution, Dense, LowRank
+from snaudit.measuring import Meter
 from snaudit.sigma import certificate, gram
 from snaudit.sigma.interface import Options
 
@@ -224,3 +228,22 @@ def test_threads_change_nothing_and_equal_weights_are_measured_once(
     for layer in one:
         truth = np.linalg.norm(arrays_[layer.name].astype(np.float64), 2)
         assert layer.sigma.lower <= truth * (1 + 1e-13) and truth * (1 - 1e-13) <= layer.sigma.upper
+
+
+def test_the_command_line_reaches_all_of_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An explicit --rtol is kept, whatever the budget; without one the settings say what is aimed at."""
+    np.savez(tmp_path / "m.npz", **{"fc.weight": RNG.standard_normal((9, 8)), "conv.weight": RNG.standard_normal((8, 6, 3, 3))})
+    seen = {}
+    for name, more in (("plain", []), ("asked", ["--rtol", "1e-5", "--threads", "2"]), ("fast", ["--method", "lanczos"])):
+        assert main(["inspect", str(tmp_path / "m.npz"), "--format", "json", *more]) == 0
+        seen[name] = json.loads(capsys.readouterr().out)
+    assert seen["plain"]["settings"]["rtol"] == 1e-3 and seen["asked"]["settings"]["rtol"] == 1e-5
+    fc, conv = seen["fast"]["layers"]
+    assert fc["sigma"]["grade"] == "estimated" and fc["sigma"]["method"].startswith("lanczos, 9 steps")
+    assert fc["why"]["sigma"] == "lanczos was asked for"
+    assert conv["why"]["norm"] == "lanczos does not apply to Convolution in l2"
+    assert 0 < seen["plain"]["layers"][0]["power"]["probability_below_0.9_sigma"] < 1
+    assert main(["inspect", str(tmp_path / "m.npz"), "--rtol", "2"]) == 2
+    assert main(["inspect", str(tmp_path / "m.npz"), "--threads", "0"]) == 2
+    asked = Meter(Settings(rtol=1e-5)).options
+    assert (asked.rtol, asked.budget) == (1e-5, None) and Meter(Settings()).options.budget is not None

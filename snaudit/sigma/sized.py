@@ -280,7 +280,7 @@ class Grid:
         for _, _, h in self.chunks(twist):
             norms = np.sqrt(np.sum(h.real**2 + h.imag**2, axis=(1, 2)))
             h = h[norms > shift * (1.0 - 1e-9)]
-            while len(h) and not _completes(h, shift):
+            while len(h := h[~_completes(h, shift)]):  # what is proved stays so: the shift only rises
                 worst = h[np.argsort(_estimates(h, self.options.seed))[-3:]]
                 theta = max(top_eigenpair(one, self.options.seed, 60)[0] for one in worst)
                 shift = max(theta, shift) * (1.0 + slack)
@@ -305,12 +305,18 @@ def _estimates(h: np.ndarray, seed: int) -> np.ndarray:
     return np.linalg.eigvalsh(block.conj().swapaxes(1, 2) @ h @ block)[:, -1]
 
 
-def _completes(h: np.ndarray, shift: float) -> bool:
-    """Whether the Cholesky factorization of shift·I − H completes in floating point for every H."""
+def _completes(h: np.ndarray, shift: float) -> np.ndarray:
+    """For each H, whether the Cholesky factorization of shift·I − H completes in floating point."""
     shifted = -h
     np.einsum("kii->ki", shifted)[...] += shift
+    if h.shape[-1] <= 32 and _factorizes(shifted):
+        return np.ones(len(h), dtype=bool)
+    return np.array([_factorizes(one) for one in shifted], dtype=bool)
+
+
+def _factorizes(matrices: np.ndarray) -> bool:
     try:
-        np.linalg.cholesky(shifted)
+        np.linalg.cholesky(matrices)
     except np.linalg.LinAlgError:
         return False
     return True

@@ -15,10 +15,12 @@ from hypothesis import strategies as st
 
 from snaudit import sigma
 from snaudit.bound import Bound, Grade
+from snaudit.factorizing import completes
 from snaudit.linear import Convolution, Dense, Located
 from snaudit.sigma import fourier
 from snaudit.sigma.interface import Options
-from snaudit.symbol import hermitian, symbol_of, witness_down
+from snaudit.sigma.search import Search
+from snaudit.symbol import hermitian, images, symbol_of, taps_first, witness_down
 
 LAPACK = 1e-12  # relative error allowed to the float64 SVDs that serve as truth
 geometries = pytest.mark.parametrize("geometry", makers.GEOMETRIES, ids=makers.name_of)
@@ -130,46 +132,49 @@ def test_a_flat_symbol_where_no_cell_can_be_dropped() -> None:
     assert "grid" in bound.method
 
 
-def no_climb(self: fourier.Search, group: int, point: np.ndarray) -> None:
+def no_climb(self: Search, group: int, point: np.ndarray, modulus: np.ndarray) -> float:
     """Sees nothing at all."""
+    return 0.0
 
 
-def one_step(self: fourier.Search, group: int, point: np.ndarray) -> None:
+def one_step(self: Search, group: int, point: np.ndarray, modulus: np.ndarray) -> float:
     """Sees the frequency that it is sent to, and does not move on."""
-    modulus = np.full(len(point), fourier._FINE)
     h = hermitian(self.symbol, np.array([group]), point[None], modulus)[0]
-    u = np.linalg.eigh(h)[1][:, -1].astype(complex)
-    self.lower = max(self.lower, witness_down(self.symbol, group, point, modulus, u))
+    values, vectors = np.linalg.eigh(h)
+    u = vectors[:, -1].astype(complex)
+    seen = witness_down(self.symbol, point, modulus, u, images(self.symbol, group, u))
+    self.lower = max(self.lower, seen)
+    return float(values[-1])
 
 
 @pytest.mark.parametrize("climb", [no_climb, one_step])
-@pytest.mark.parametrize("budget", [0.0, 3.0], ids=["grid", "branch"])
+@pytest.mark.parametrize("budget", [0.0, 3.0, None], ids=["grid", "branch", "unlimited"])
 def test_the_upper_end_does_not_rest_on_finding_the_peak(
-    monkeypatch: pytest.MonkeyPatch, budget: float, climb: object
+    monkeypatch: pytest.MonkeyPatch, budget: float | None, climb: object
 ) -> None:
     """With a search that neither climbs nor ranks, the inflation from the grid alone carries the proof."""
-    monkeypatch.setattr(fourier.Search, "climb", climb)
-    monkeypatch.setattr(fourier, "_estimates", lambda h, seed: np.zeros(len(h)))
-    monkeypatch.setattr(fourier, "_BUDGET", budget)
+    monkeypatch.setattr(Search, "climb", climb)
+    monkeypatch.setattr(Search, "estimates", lambda self, groups, points, modulus: np.zeros(len(groups)))
     sines = np.zeros((1, 1, 8))
     sines[0, 0, [0, -1]] = 0.5, -0.5  # |sin(7ω/2)|: its peaks lie off most grids
-    assert sigma.measure(Convolution(sines, (1,), (1,)), options=Options(rtol=0.2)).upper >= 1.0
+    assert sigma.measure(Convolution(sines, (1,), (1,)), options=Options(rtol=0.2, budget=budget)).upper >= 1.0
     for seed in range(12):
         conv = makers.convolution((((1, 1, 4, 4), (1, 1), (1, 1), 1, False), makers.GEOMETRIES[0])[seed % 2], seed)
         below, _ = makers.aliased_sup(conv, 100)
         for rtol in (0.3, 0.1, 0.03):
-            assert sigma.measure(conv, options=Options(rtol=rtol)).upper >= below * (1 - LAPACK)
+            assert sigma.measure(conv, options=Options(rtol=rtol, budget=budget)).upper >= below * (1 - LAPACK)
 
 
 def test_the_inflation_is_needed_in_full(monkeypatch: pytest.MonkeyPatch) -> None:
-    """|sin(mω/2)| peaks midway between the points of a grid of 3m: there |p| = cos(π/6), times 1/cos(π/6)."""
-    monkeypatch.setattr(fourier.Search, "climb", no_climb)
-    for m in (1, 4, 7):
+    """|cos(mω/2)| peaks midway between the points of a grid of 3m: there |p| = cos(π/6), times 1/cos(π/6)."""
+    monkeypatch.setattr(Search, "climb", one_step)
+    for m in (2, 4, 8):
         monkeypatch.setattr(fourier, "_grid_sizes", lambda degree, width: 3 * degree)
-        sines = np.zeros((1, 1, 1, m + 1))
-        sines[..., 0], sines[..., -1] = 0.5, -0.5
-        search = fourier.Search(symbol_of(sines), 1e-6, 0)
-        upper, how = fourier._grid(search, 0.01)
+        cosines = np.zeros((1, 1, 1, m + 1))
+        cosines[..., 0], cosines[..., -1] = 0.5, 0.5
+        kernels, kept = taps_first(cosines, 0)
+        search = Search(symbol_of(kernels, kept), kept, 1e-6, 0)
+        upper, how = fourier._grid(search, 1e-6)
         assert 1.0 <= upper <= 1.0 + 1e-5
         assert how == f"grid {3 * m}"
 
@@ -272,25 +277,85 @@ def test_the_symbol_and_its_error_against_50_digits(shape: tuple[int, ...]) -> N
     """‖computed H(ω) − H(ω)‖ ≤ lost, witnesses at most ‖F(ω)ᴴu‖/‖u‖, in exact arithmetic on the floats."""
     rng = np.random.default_rng(0)
     kernels = rng.standard_normal(shape)
-    symbol = symbol_of(kernels)
+    tables, kept = taps_first(kernels, 0)
     axes = len(shape) - 3
     modulus = np.array([7, 30, 1 << 30][:axes])
-    with mpmath.workdps(50):
-        for _ in range(4):
-            point = rng.integers(0, modulus)
-            h = hermitian(symbol, np.array([0]), point[None], modulus)[0]
-            f = mpmath.zeros(*symbol.kernels.shape[1:3])
-            for q, tap in enumerate(symbol.taps):
-                turn = mpmath.fsum(mpmath.mpf(int(j * t)) / int(n) for j, t, n in zip(point, tap, modulus, strict=True))
-                f += mpmath.expjpi(2 * turn) * mpmath.matrix(symbol.kernels[0, :, :, q].tolist())
-            error = f * f.H - mpmath.matrix(h.tolist())
-            assert mpmath.norm(error) <= symbol.lost
-            u = rng.standard_normal(len(h)) + 1j * rng.standard_normal(len(h))
-            exact_u = mpmath.matrix(u.tolist())
-            quotient = mpmath.norm(f.H * exact_u) / mpmath.norm(exact_u)
-            seen = witness_down(symbol, 0, point, modulus, u)
-            assert seen <= quotient <= seen * (1 + 1e-12)
-    assert symbol.lost < 1e-13 * symbol.kappa**2
+    for single in (False, True):
+        symbol = symbol_of(tables, kept, single)
+        with mpmath.workdps(50):
+            for _ in range(3):
+                point = rng.integers(0, modulus)
+                h = np.tril(hermitian(symbol, np.array([0]), point[None], modulus)[0]).astype(complex)
+                h += np.tril(h, -1).conj().T
+                f = mpmath.zeros(*tables.shape[2:])
+                for q, tap in enumerate(symbol.taps):
+                    turn = mpmath.fsum(mpmath.mpf(int(j * t)) / int(n) for j, t, n in zip(point, tap, modulus, strict=True))
+                    f += mpmath.expjpi(2 * turn) * mpmath.matrix(tables[0, q].tolist())
+                error = mpmath.norm(f * f.H - mpmath.matrix(h.tolist()))
+                assert error <= symbol.lost
+                assert single == (error > 1e-9)
+                u = rng.standard_normal(len(h)) + 1j * rng.standard_normal(len(h))
+                exact_u = mpmath.matrix(u.tolist())
+                quotient = mpmath.norm(f.H * exact_u) / mpmath.norm(exact_u)
+                seen = witness_down(symbol, point, modulus, u, images(symbol, 0, u))
+                assert seen <= quotient <= seen * (1 + 1e-12)
+        assert symbol.lost < (1e-5 if single else 1e-13) * symbol.kappa**2
+
+
+@pytest.mark.parametrize("order", [17, 65, 100, 192])
+@pytest.mark.parametrize("kind", [np.complex64, np.complex128])
+def test_a_factorization_that_completes_proves_what_it_says(order: int, kind: type) -> None:
+    """Matrices with λmin a little below zero: none that completes lies lower than the loss says."""
+    rng = np.random.default_rng(order)
+    unit = 2.0**-24 if kind is np.complex64 else 2.0**-53
+    completed_below_zero = 0
+    for spread in (1.0, 1e-3, 1e-6):
+        q = np.linalg.qr(rng.standard_normal((order, order)) + 1j * rng.standard_normal((order, order)))[0]
+        for deep in (-1e4, -100.0, -10.0, -1.0, 0.0, 0.1, 0.3, 1.0, 3.0, 10.0, 1e4):
+            values = np.geomspace(spread, 1.0, order)
+            values[0] = -deep * unit
+            h = (0.5 * np.eye(order) - (q * values) @ q.conj().T).astype(kind)
+            exact = 0.5 * np.eye(order) - np.tril(h).astype(complex)
+            exact = np.tril(exact) + np.tril(exact, -1).conj().T
+            depth = -float(np.linalg.eigvalsh(exact)[0])
+            done, lost = completes(np.stack([h, h]), 0.5)
+            assert done[0] == done[1]
+            assert not done[0] or depth <= lost + 1e-14
+            assert done[0] or deep >= -100.0
+            assert lost <= 1e3 * order * unit
+            completed_below_zero += bool(done[0] and depth > 0.0)
+    if kind is np.complex64 and order > 64:
+        assert completed_below_zero
+
+
+@pytest.mark.parametrize("name", ["random", "orthogonal", "one rank", "huge tap", "graded", "peak between"])
+def test_single_precision_encloses_wide_layers(name: str) -> None:
+    """Orders that are factorized in single precision, against a fine grid of float64 SVDs."""
+    rng = np.random.default_rng(3)
+    kernel = rng.standard_normal((72, 72, 3))
+    if name == "orthogonal":
+        kernel = np.zeros((72, 72, 3))
+        kernel[:36, :, 0], kernel[36:, :, 2] = np.split(np.linalg.qr(rng.standard_normal((72, 72)))[0], 2)
+    elif name == "one rank":
+        kernel = np.multiply.outer(np.outer(rng.standard_normal(72), rng.standard_normal(72)), [1.0, -2.0, 0.5])
+        kernel += 1e-7 * rng.standard_normal(kernel.shape)
+    elif name == "huge tap":
+        kernel[5, 7, 1] = 1e6
+    elif name == "graded":
+        kernel *= np.geomspace(1.0, 1e-12, 72)[:, None, None] * 1e-150
+    elif name == "peak between":
+        turns = np.cos(1.2345 * np.arange(3))
+        kernel = 0.01 * kernel + np.multiply.outer(np.linalg.qr(rng.standard_normal((72, 72)))[0], turns)
+    conv = Convolution(kernel, (1,), (1,))
+    omega = np.linspace(0.0, math.pi, 301)
+    stack = np.einsum("oiq,wq->woi", kernel, np.exp(1j * omega[:, None] * np.arange(3)))
+    truth = float(np.linalg.norm(stack, 2, axis=(1, 2)).max())
+    for rtol in (0.1, 0.01, 1e-3, 1e-7):
+        bound = sigma.measure(conv, options=Options(rtol=rtol, budget=None if rtol > 1e-4 else 0.05))
+        assert truth * (1 - LAPACK) <= bound.upper
+        assert bound.lower <= truth * 1.0001
+        if rtol > 1e-4:
+            assert bound.upper <= bound.lower * (1 + rtol)
 
 
 def test_a_wide_layer_ends_within_its_work_cap() -> None:

@@ -19,22 +19,19 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
 
-from snaudit.arrays import top_eigenpair
 from snaudit.bound import Bound, Grade, Norm, exactly, root_up, up
 from snaudit.linear import AnyMap, Convolution
-from snaudit.rounding import SAFE, U, cholesky_deficit, exponent_of, scale, unscale
+from snaudit.rounding import U, largest_entry, unscale
 from snaudit.sigma.interface import Method, Options
-from snaudit.symbol import Symbol, hermitian, section, symbol_of, witness_down
+from snaudit.sigma.search import Search, cells_of, cost_of
+from snaudit.symbol import symbol_of, taps_first
 
-_BUDGET = 3.0  # nominal seconds of one thread for a layer; then the enclosure stays wider than rtol
-_CHUNK = 1 << 22  # complex numbers held at once: 64 MiB
-_FINE = 1 << 30  # frequencies of witnesses are multiples of 2π/2³⁰
-_WIDTHS = (2e-3, 3e-3, 5e-3, 7e-3, 0.01, 0.015, 0.02, 0.03, 0.05, 0.08, 0.12)
+_WIDEST = 0.12  # relative width that is reached whatever the budget
+_FLAT = 0.7  # share of frequencies that could hold the maximum, from which on cells are not tested
 
 
 def fits(map: AnyMap, norm: Norm) -> bool:
@@ -45,18 +42,21 @@ def fits(map: AnyMap, norm: Norm) -> bool:
 def measure(map: AnyMap, norm: Norm, options: Options) -> Bound:
     """An enclosure of sup_ω‖F(ω)‖₂, the norm over all input sizes with zero padding, proved.
 
-    Its width is options.rtol, or what the work cap of a few seconds allows (12% at the worst).
+    Its width is at most options.rtol, or what options.budget allows (12% at the worst).
     Lower: ‖F(ω)ᴴu‖/‖u‖ at a frequency ω, which inputs of growing size approach; a small input may
     stay below it. Assumes IEEE arithmetic, conventional BLAS and LAPACK, and NumPy's cos and sin
-    within 8 units in the last place; see `symbol` and `rounding` for the rounding.
+    within 8 units in the last place; see `symbol`, `factorizing` and `rounding` for the rounding.
     """
     kernels = map.polyphase()
     if not kernels.any():
         return exactly(0.0, "exact")
-    exponent = exponent_of(kernels)
-    search = Search(symbol_of(scale(kernels, exponent)), max(options.rtol, 1e-7), options.seed)
+    exponent = math.frexp(largest_entry(kernels))[1]
+    kernels, kept = taps_first(kernels, exponent)
+    rtol, budget = max(options.rtol, 1e-7), _seconds(kernels, options.budget)
+    search = Search(symbol_of(kernels, kept, _in_single(kernels, kept, rtol, budget)), kept, rtol, options.seed)
     search.start()
-    upper, how = _branch(search)
+    search.rtol = _aim(search, budget)
+    upper, how = _branch(search, budget)
     lower, upper = unscale(search.lower, upper, exponent)
     return Bound(min(lower, upper), upper, Grade.PROVED, f"fourier ({how})")
 
@@ -70,106 +70,113 @@ METHOD = Method(
 )
 
 
-@dataclass(slots=True)
-class Search:
-    """The state of one search: the symbol, and the largest value that was seen, rounded down.
-
-    `sample` are estimates of ‖F‖² over a coarse grid: they steer the search and prove nothing.
-    """
-
-    symbol: Symbol
-    rtol: float
-    seed: int
-    lower: float = 0.0
-    sample: np.ndarray = None  # type: ignore[assignment]
-
-    @property
-    def slack(self) -> float:
-        """By how much the square of a shift lies above the square of the lower end."""
-        return self.rtol / 10
-
-    @property
-    def cost(self) -> float:
-        """Nominal seconds of one thread to factorize H at one frequency."""
-        n, lags = self.symbol.order, len(self.symbol.lags)
-        if n == 1:
-            return 2e-8 * lags
-        return 2e-6 + 2e-8 * lags + n * n * (1e-8 + 5e-10 * lags) + 1.2e-10 * n**3
-
-    def start(self) -> None:
-        """Sample coarsely, at 0 and π too, and climb from the best of it."""
-        s = self.symbol
-        groups, axes = len(s.kernels), len(s.degree)
-        coarse = 4 * s.degree
-        cells = _cells(groups, coarse)
-        corners = np.array(list(itertools.product(range(groups), *[(0, 1)] * axes)))
-        centres = np.concatenate([_fine(2 * cells[:, 1:] + 1, 2 * coarse), _fine(corners[:, 1:], 0 * coarse + 2)])
-        owners = np.concatenate([cells[:, 0], corners[:, 0]])
-        modulus = np.full(axes, _FINE)
-        values = [_estimates(h, self.seed) for _, h in _chunks(s, owners, centres, modulus)]
-        self.sample = np.concatenate(values)
-        for index in np.argsort(self.sample)[::-1][:3]:
-            self.climb(int(owners[index]), centres[index])
-
-    def climb(self, group: int, point: np.ndarray) -> None:
-        """Raise the lower end by alternating between the vector at a frequency and the frequency."""
-        s, modulus = self.symbol, np.full(len(point), _FINE)
-        best = 0.0
-        for _ in range(8):
-            h = hermitian(s, np.array([group]), point[None], modulus)[0]
-            _, u, _ = top_eigenpair(h, self.seed, 60)
-            seen = witness_down(s, group, point, modulus, u.astype(np.complex128))
-            self.lower = max(self.lower, seen)
-            if seen <= best * (1.0 + self.rtol / 50):
-                return
-            best, width = seen, _FINE / (2.0 * s.degree)
-            for _ in range(6):
-                grid = np.array(list(itertools.product(range(-3, 4), repeat=len(point))))
-                nearby = (point + np.rint(grid * width / 3).astype(np.int64)) % _FINE
-                point = nearby[int(np.argmax(section(s, group, u, nearby, modulus)))]
-                width = width / 3
-
-    def certified(self, shift: float) -> float:
-        """An upper bound of λmax(H) wherever the Cholesky factorization of shift·I − H completed.
-
-        λmax(H) ≤ λmax(Ĥ) + lost; λmax(Ĥ) ≤ shift + u·max|Aᵢᵢ| + deficit, with Aᵢᵢ ≤ shift + lost since
-        Hᵢᵢ ≥ 0.
-        """
-        s = self.symbol
-        size = shift + s.lost
-        deficit = cholesky_deficit(s.order, SAFE * s.order * size, is_complex=True)
-        return up(shift + SAFE * (2 * U * size + deficit + s.lost))
+def _seconds(kernels: np.ndarray, budget: float | None) -> float:
+    """The nominal seconds for a layer: twice an SVD's of its matrix on top of the budget, or no limit."""
+    groups, taps, order, columns = kernels.shape
+    return math.inf if budget is None else budget + groups * 3.2e-10 * order**2 * columns * taps
 
 
-def _branch(search: Search) -> tuple[float, str]:
+def _in_single(kernels: np.ndarray, kept: tuple[int, ...], rtol: float, budget: float) -> bool:
+    """Whether the width that the budget allows is far above what single precision loses."""
+    groups, _, order, _ = kernels.shape
+    if not 64 < order <= 4096:
+        return False
+    degree, lags = np.array(kept) - 1, (math.prod(2 * k - 1 for k in kept) + 1) // 2
+    return _affordable(degree, groups * cost_of(order, lags, single=True), rtol, budget)[0] > 2.5e-6 * order
+
+
+def _aim(search: Search, budget: float) -> float:
+    """The width to narrow to: rtol, or an eighth, quarter or half of it that a tenth of the budget seems to reach."""
+    degree, groups = search.symbol.degree, len(search.symbol.kernels)
+    for part in (8, 4, 2) if budget < math.inf else ():
+        narrow = replace(search, rtol=search.rtol / part)
+        sizes = _first_sizes(degree, narrow.rtol)
+        count = groups * math.prod(sizes.tolist()) // 2
+        if _foreseen(narrow, count, sizes, budget / 10, False, search.cost, search.loss)[0] <= narrow.rtol:
+            return narrow.rtol
+    return search.rtol
+
+
+def _branch(search: Search, budget: float) -> tuple[float, str]:
     """(an upper bound, how): halve cells and drop those that cannot hold the maximiser.
 
-    While no cell can be dropped, nothing is factorized; where the grid's product formula reaches the
-    width for less, or the budget ends, the grid takes over.
+    Goes on while that promises a narrower enclosure for the budget than the product formula on a grid
+    of all frequencies, or the width asked for in less time. While no cell can be dropped, nothing is
+    factorized. Single precision is left where it stands in the way of the width.
     """
-    s = search.symbol
-    sizes, spent, dropped = 4 * s.degree, 0.0, False
-    cells = _cells(len(s.kernels), sizes)
+    degree, groups = search.symbol.degree, len(search.symbol.kernels)
+    sizes, seconds, dropped = _first_sizes(degree, search.rtol), budget, False
+    cells = cells_of(groups, sizes)
     while True:
-        factor = _cos_down(0.5 * math.pi * float(np.sum(s.degree / sizes)))
-        if (1.0 + search.slack) / factor <= 1.0 + search.rtol:
-            points, modulus = 2 * cells[:, 1:] + 1, 2 * sizes
-            return up(_cap(search, cells[:, 0], points, modulus) / factor), "branch and bound"
-        target = (search.lower * factor) ** 2 * (1.0 - 4 * U)
-        if dropped or np.mean(search.sample >= target) < 0.7:
-            spent += len(cells) * search.cost
+        plan = _foreseen(search, len(cells), sizes, seconds, dropped, search.cost, search.loss)
+        finest = _affordable(degree, groups * search.cost, max(search.rtol, 4.0 * search.loss), seconds)
+        if search.symbol.single and min(plan[0], finest[0]) > search.rtol and 4.0 * search.loss > search.rtol:
+            each = cost_of(search.symbol.order, len(search.symbol.lags), single=False)
+            if _foreseen(search, len(cells), sizes, seconds, dropped, each, 0.0)[0] < min(plan[0], finest[0]):
+                search.sharpen()
+                continue
+        if finest < plan[:2]:
+            return _grid(search, finest[0])
+        if plan[2] == 0:
+            return _finished(search, cells, sizes, seconds)
+        target = (search.lower * _factor(degree, sizes)) ** 2 * (1.0 - 4 * U)
+        if dropped or np.mean(search.sample >= target) < _FLAT:
+            seconds -= len(cells) * search.cost
             kept = _survivors(search, cells, sizes, target)
             dropped = dropped or len(kept) < len(cells)
-        else:
-            kept = cells
-        ahead = len(kept) * 2 ** len(sizes) * search.cost
-        width, cost = _affordable(search, _BUDGET - spent)
-        if spent + ahead > _BUDGET or (width <= search.rtol and cost < ahead):
-            if 1.0 / factor <= 1.0 + width:
-                points, modulus = 2 * kept[:, 1:] + 1, 2 * sizes
-                return up(_cap(search, kept[:, 0], points, modulus) / factor), "branch and bound"
-            return _grid(search, width)
-        cells, sizes = _halved(kept), 2 * sizes
+            cells = kept
+        cells, sizes = _split(cells, 2), 2 * sizes
+
+
+def _foreseen(
+    search: Search, count: int, sizes: np.ndarray, seconds: float, dropped: bool, each: float, loss: float
+) -> tuple[float, float, int]:
+    """(width, cost, after how many more halvings) that seem within reach, going by the sample's shares."""
+    degree, cost, best = search.symbol.degree, 0.0, (math.inf, math.inf, 0)
+    least = max(search.rtol, 4.0 * loss)
+    for level in range(60):
+        factor = _factor(degree, sizes)
+        width = max((1.0 + loss + search.rtol / 20) / factor - 1.0, least) if factor > 0.0 else math.inf
+        total = cost + count * each
+        if total <= seconds and width < best[0]:
+            best = width, total, level
+        if width <= least or total > seconds:
+            break
+        share = float(np.mean(search.sample >= (search.lower * factor) ** 2))
+        if dropped or share < _FLAT:
+            cost = total
+            count = min(count, math.ceil(0.5 * share * len(search.symbol.kernels) * math.prod(sizes.tolist())))
+        count, sizes = count * 2 ** len(sizes), 2 * sizes
+    return best
+
+
+def _finished(search: Search, cells: np.ndarray, sizes: np.ndarray, seconds: float) -> tuple[float, str]:
+    """An upper bound from these cells, each split once more into as many parts as help and are affordable."""
+    degree, parts = search.symbol.degree, 1
+    while _factor(degree, parts * sizes) == 0.0 or (
+        len(cells) * (parts + 1) ** len(sizes) * search.cost <= seconds
+        and (1.0 + search.loss + search.rtol / 20) / _factor(degree, parts * sizes) > 1.0 + search.rtol
+        and 1.0 / _factor(degree, parts * sizes) - 1.0 > search.loss
+    ):
+        parts += 1
+    width = 1.0 / _factor(degree, parts * sizes) - 1.0
+    upper = _cap(search, _split(cells, parts), parts * sizes, min(max(width, search.rtol) / 10, 0.01))
+    return up(upper / _factor(degree, parts * sizes)), "branch and bound"
+
+
+def _factor(degree: np.ndarray, sizes: np.ndarray) -> float:
+    """cos(½ Σ m_j h_j) for cells of half-widths π/N_j, from below; 0 where that is no bound."""
+    angle = 0.5 * math.pi * float(np.sum(degree / sizes))
+    return _cos_down(angle) if angle < 0.5 * math.pi else 0.0
+
+
+def _first_sizes(degree: np.ndarray, rtol: float) -> np.ndarray:
+    """At least 4m cells on each axis, of which some doubling just reaches rtol; an even number on the first."""
+    needed = 0.5 * math.pi * len(degree) / math.acos(1.0 / (1.0 + 0.9 * rtol))
+    doublings = max(0, math.floor(math.log2(needed / 4.0)))
+    sizes = np.ceil(max(4.0, needed / 2**doublings) * degree).astype(np.int64)
+    sizes[0] += sizes[0] % 2
+    return sizes
 
 
 def _survivors(search: Search, cells: np.ndarray, sizes: np.ndarray, target: float) -> np.ndarray:
@@ -177,119 +184,82 @@ def _survivors(search: Search, cells: np.ndarray, sizes: np.ndarray, target: flo
 
     (`target` < (lower·cos)² strictly, so a maximiser's cell cannot be among the dropped.)
     """
-    shift = target - 2.0 * (search.certified(target) - target)
-    if shift <= 0.0:
-        return cells
-    proved = [_completes(h, shift) for _, h in _chunks(search.symbol, cells[:, 0], 2 * cells[:, 1:] + 1, 2 * sizes)]
-    return cells[~np.concatenate(proved)]
+    kept = []
+    for part in search.parts(len(cells)):
+        mine = cells[part]
+        shift = target - 1.2 * (search.certified(target, search.lost * target) - target)
+        if shift > 0.0:
+            proved, bound = search.completes(mine[:, 0], 2 * mine[:, 1:] + 1, 2 * sizes, shift)
+            mine = mine if bound > target else mine[~proved]
+        kept.append(mine)
+    return np.concatenate(kept)
 
 
-def _cap(search: Search, groups: np.ndarray, points: np.ndarray, modulus: np.ndarray) -> float:
-    """An upper bound of ‖F‖ at all of these frequencies; where one exceeds it, the search climbs there."""
-    slack = search.slack
-    shift = search.lower**2 * (1.0 + slack)
-    for start, h in _chunks(search.symbol, groups, points, modulus):
-        open_ = np.flatnonzero(~_completes(h, shift))
-        while len(open_):
-            worst = int(open_[np.argmax(_estimates(h[open_], search.seed))])
-            search.climb(int(groups[start + worst]), _fine(points[start + worst], modulus))
-            theta, *_ = top_eigenpair(h[worst], search.seed, 60)
-            slack = slack if theta > shift else 2.0 * slack
+def _cap(search: Search, cells: np.ndarray, sizes: np.ndarray, slack: float) -> float:
+    """An upper bound of ‖F‖ at the centres of all cells; where one exceeds it, the search climbs there."""
+    modulus, upper = 2 * sizes, 0.0
+    shift = max(search.lower**2, search.symbol.lost) * (1.0 + slack)
+    for part in search.parts(len(cells)):
+        groups, points = cells[part, 0], 2 * cells[part, 1:] + 1
+        while True:
+            proved, bound = search.completes(groups, points, modulus, shift)
+            upper = max(upper, bound)
+            groups, points = groups[~proved], points[~proved]
+            if len(groups) == 0:
+                break
+            index = int(np.argmax(search.estimates(groups, points, modulus)))
+            theta = search.climb(int(groups[index]), points[index], modulus)
+            slack = slack if max(theta, search.lower**2) > shift else 2.0 * slack
             shift = max(search.lower**2, theta, shift, search.symbol.lost) * (1.0 + slack)
-            open_ = open_[~_completes(h[open_], shift)]
-    return root_up(search.certified(shift))
+    return root_up(upper)
 
 
 def _grid(search: Search, width: float) -> tuple[float, str]:
     """The product formula on a grid fine enough for `width`; one of each pair ±ω, as K is real."""
     s = search.symbol
-    sizes = _grid_sizes(s.degree, width)
-    axes = [np.arange(sizes[0] // 2 + 1), *(np.arange(n) for n in sizes[1:])]
-    every = np.stack(np.meshgrid(np.arange(len(s.kernels)), *axes, indexing="ij"), axis=-1)
-    every = every.reshape(-1, 1 + len(sizes))
-    upper = _cap(search, every[:, 0], every[:, 1:], sizes)
+    sizes = _grid_sizes(s.degree, max(0.95 * width - search.loss, 0.5 * width))
+    upper = _cap(search, cells_of(len(s.kernels), sizes), sizes, width / 10)
     for m, n in zip(s.degree, sizes, strict=True):
         upper = up(upper / _cos_down(0.5 * math.pi * float(m / n)))
     return upper, "grid " + "×".join(str(n) for n in sizes)
 
 
 def _grid_sizes(degree: np.ndarray, width: float) -> np.ndarray:
-    """Points on each axis for a total factor 1 + 0.9·width, the rest being the shift's slack."""
-    angle = math.acos((1.0 + 0.9 * width) ** (-1.0 / len(degree)))
-    return np.ceil(0.5 * math.pi * degree / angle).astype(np.int64)
+    """Points on each axis for a total factor 1 + width, an even number on the first; the fewest in all."""
+    least = math.ceil(_ratio(1.0 + width, len(degree)) * degree[0])
+    best = None
+    for first in range(max(int(degree[0]) + 1, least - 3), least + 2):
+        left = (1.0 + width) * _cos_down(0.5 * math.pi * degree[0] / first)
+        if first % 2 or left <= 1.0:
+            continue
+        others = np.ceil(_ratio(left, len(degree) - 1) * degree[1:]) if len(degree) > 1 else []
+        sizes = np.array([first, *others], dtype=np.int64)
+        if best is None or math.prod(sizes.tolist()) < math.prod(best.tolist()):
+            best = sizes
+    return best
 
 
-def _affordable(search: Search, seconds: float) -> tuple[float, float]:
+def _ratio(factor: float, axes: int) -> float:
+    """N/m on each of so many axes for a total factor of the inflation."""
+    return 0.5 * math.pi / math.acos(factor ** (-1.0 / axes))
+
+
+def _affordable(degree: np.ndarray, each: float, rtol: float, seconds: float) -> tuple[float, float]:
     """(width, cost) of the finest grid that the time allows, or of the coarsest that there is."""
-    for width in (search.rtol, *(w for w in _WIDTHS if w > search.rtol)):
-        sizes = _grid_sizes(search.symbol.degree, width)
-        cost = 0.5 * math.prod(sizes.tolist()) * len(search.symbol.kernels) * search.cost
-        if cost <= seconds:
-            break
-    return width, cost
+    width = rtol
+    while True:
+        cost = 0.5 * math.prod(_grid_sizes(degree, 0.9 * width).tolist()) * each
+        if cost <= seconds or width >= _WIDEST:
+            return width, cost
+        width = min(1.1 * width, max(_WIDEST, width))
 
 
-def _cells(groups: int, sizes: np.ndarray) -> np.ndarray:
-    """(cells, 1+D): group and index of each cell [2πj/N, 2π(j+1)/N), one of each pair ±ω (N even)."""
-    axes = [np.arange(groups), np.arange(sizes[0] // 2), *(np.arange(n) for n in sizes[1:])]
-    return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 1 + len(sizes))
-
-
-def _halved(cells: np.ndarray) -> np.ndarray:
-    """Each cell's 2^D halves on all axes."""
-    corners = np.array(list(itertools.product((0, 1), repeat=cells.shape[1] - 1)))
-    children = 2 * cells[:, None, 1:] + corners
+def _split(cells: np.ndarray, parts: int) -> np.ndarray:
+    """Each cell's parts, so many on each axis."""
+    corners = np.array(list(itertools.product(range(parts), repeat=cells.shape[1] - 1)))
+    children = parts * cells[:, None, 1:] + corners
     owners = np.broadcast_to(cells[:, None, :1], (*children.shape[:2], 1))
     return np.concatenate([owners, children], axis=2).reshape(-1, cells.shape[1])
-
-
-def _fine(points: np.ndarray, modulus: np.ndarray) -> np.ndarray:
-    """About the same frequencies, as multiples of 2π/2³⁰."""
-    return np.rint(points * (_FINE / modulus)).astype(np.int64) % _FINE
-
-
-def _chunks(
-    symbol: Symbol, groups: np.ndarray, points: np.ndarray, modulus: np.ndarray
-) -> Iterator[tuple[int, np.ndarray]]:
-    """(start, H at the next frequencies), in pieces of bounded memory."""
-    step = max(1, _CHUNK // max(symbol.order**2, 4 * len(symbol.lags)))
-    for start in range(0, len(points), step):
-        part = slice(start, start + step)
-        yield start, hermitian(symbol, groups[part], points[part], modulus)
-
-
-def _estimates(h: np.ndarray, seed: int) -> np.ndarray:
-    """About λmax of each: an estimate from below that steers the search."""
-    if h.shape[-1] == 1:
-        return h[:, 0, 0]
-    if h.shape[-1] <= 64:
-        return np.linalg.eigvalsh(h)[:, -1]
-    return np.array([top_eigenpair(one, seed, 12)[0] for one in h])
-
-
-def _completes(h: np.ndarray, shift: float) -> np.ndarray:
-    """For each H, whether the Cholesky factorization of shift·I − H completes in floating point."""
-    order = h.shape[-1]
-    shifted = -h
-    np.einsum("kii->ki", shifted)[...] += shift
-    if order > 16:
-        return np.array([_factorizes(one) for one in shifted])
-    alive = np.ones(len(h), dtype=bool)
-    for k in range(order):  # column by column over all frequencies at once
-        pivot = shifted[:, k, k].real
-        alive &= pivot > 0.0
-        column = shifted[:, k + 1 :, k] / np.sqrt(np.where(alive, pivot, 1.0))[:, None]
-        shifted[:, k + 1 :, k + 1 :] -= column[:, :, None] * column.conj()[:, None, :]
-        shifted[~alive] = 0.0
-    return alive
-
-
-def _factorizes(matrix: np.ndarray) -> bool:
-    try:
-        np.linalg.cholesky(matrix)
-    except np.linalg.LinAlgError:
-        return False
-    return True
 
 
 def _cos_down(angle: float) -> float:

@@ -36,7 +36,7 @@ from snaudit.rounding import SAFE, U, cholesky_deficit, exponent_of, gamma, scal
 from snaudit.sigma import certificate, fourier
 from snaudit.sigma.interface import Method, Options
 from snaudit.sigma.seen import kappa_up, stretch_down
-from snaudit.symbol import Symbol, hermitian, symbol_of
+from snaudit.symbol import Symbol, hermitian, mirrored, symbol_of, taps_first
 
 _DENSE_ORDER = 2000
 _DENSE_WORK = 2e10  # products for the Gram matrix: about a second of one thread
@@ -186,7 +186,7 @@ def _grid(conv: Convolution, sizes: list[int], options: Options, twisted: bool =
     """The grid with N = sizes[axis], of the axes on which the symbol varies."""
     kernels = conv.polyphase()
     kept = np.array([q > 1 for q in kernels.shape[3:]])
-    symbol, spreads = symbol_of(kernels), np.array(_spreads(conv))
+    symbol, spreads = symbol_of(*taps_first(kernels, 0)), np.array(_spreads(conv))
     return Grid(symbol, np.array(sizes)[kept], spreads[kept], kept, kernels.shape[1] > kernels.shape[2], options, twisted)
 
 
@@ -243,7 +243,7 @@ class Grid:
         for start in range(0, len(points), step):
             part = slice(start, start + step)
             shifted = points[part] * self.spreads % (2 * self.sizes)
-            yield groups[part], points[part], hermitian(self.symbol, groups[part], shifted, 2 * self.sizes)
+            yield groups[part], points[part], mirrored(hermitian(self.symbol, groups[part], shifted, 2 * self.sizes))
 
     def best(self, twist: tuple[int, ...]) -> tuple[float, _Start]:
         """(about the largest λmax(H), the wave that has it)."""
@@ -262,7 +262,7 @@ class Grid:
         frequency, phases = np.zeros(len(self.kept)), math.pi * point / self.sizes
         if self.flipped:
             turns = np.exp(-1j * self.symbol.taps @ (phases * self.spreads))
-            vector = np.einsum("npq,n,q->p", self.symbol.kernels[group], vector, turns)
+            vector = np.einsum("qnp,n,q->p", self.symbol.kernels[group], vector, turns)
         frequency[self.kept] = -phases if self.flipped else phases
         return vector, frequency, group
 

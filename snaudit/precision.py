@@ -15,7 +15,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 REAL = frozenset({TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16})
 NUMPY = {TensorProto.FLOAT: np.float32, TensorProto.DOUBLE: np.float64}
-_ROUNDS = ("QuantizeLinear", "DynamicQuantize", "QLinear", "ConvInteger", "MatMulInteger", "QGemm", "QAttention")
+_ROUNDS = ("QuantizeLinear", "DynamicQuantize", "QLinear", "ConvInteger", "MatMulInteger", "MatMulNBits", "QGemm",
+           "QAttention")
 _NARROW = frozenset(kind for name, kind in TensorProto.DataType.items() if name.startswith("FLOAT8"))
 _SCALES = {"Resize": 2, "Upsample": 1}
 """The input that onnxruntime takes in float32 only. The copy in double has it in double, which only the

@@ -62,9 +62,13 @@ class Cpu:
 
     def gram(self, blocks: Iterable[np.ndarray]) -> np.ndarray:
         total: np.ndarray | None = None
+        product: np.ndarray | None = None
         for block in blocks:
-            product = block.swapaxes(-1, -2) @ block
-            total = product if total is None else np.add(total, product, out=total)
+            if total is None:
+                total = block.swapaxes(-1, -2) @ block
+                continue
+            product = np.matmul(block.swapaxes(-1, -2), block, out=product)
+            total += product
         assert total is not None
         return total
 

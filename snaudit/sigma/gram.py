@@ -47,10 +47,15 @@ def gram_of(blocks: np.ndarray, device: Arrays) -> Gram:
 
 
 def scaled_rows(blocks: np.ndarray, exponent: int) -> Iterator[np.ndarray]:
-    """2⁻ᵉ·blocks in float64, some rows of all of them at a time."""
-    step = _rows_at_once(*blocks.shape)
+    """2⁻ᵉ·blocks in float64, some rows of all of them at a time, each in the place of the one before."""
+    step, buffer = _rows_at_once(*blocks.shape), None
     for start in range(0, blocks.shape[1], step):
-        yield scale(blocks[:, start : start + step].astype(np.float64, copy=False), exponent)
+        part = blocks[:, start : start + step]
+        if part.dtype != np.float64:
+            buffer = np.empty_like(part, dtype=np.float64) if buffer is None else buffer
+            stored, part = part, buffer[:, : part.shape[1]]
+            np.copyto(part, stored, casting="unsafe")
+        yield scale(part, exponent)
 
 
 def _made(blocks: np.ndarray, device: Arrays, exponent: int) -> Gram:

@@ -108,7 +108,7 @@ class Search:
         if h.shape[-1] <= 64:
             return np.linalg.eigvalsh(h)[:, -1]
         u = np.random.default_rng(self.seed).standard_normal(h.shape[-1]).astype(complex)
-        return np.array([leading(one, u, 10)[0] for one in mirrored(h)])
+        return np.array([leading(mirrored(one[None])[0], u, 10)[0] for one in h])
 
     def parts(self, count: int) -> Iterator[slice]:
         """Pieces of so many frequencies whose matrices are of bounded memory."""

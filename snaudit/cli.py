@@ -72,6 +72,7 @@ def _inspect(
     input_size: opt.InputSize = None,
     witness_seconds: opt.WitnessSeconds = WITNESS_SECONDS,
     replay: opt.Replay = None,
+    input_range: opt.InputRange = None,
     spectrum: opt.Spectrum = False,
     layers: opt.Layers = None,
     every: opt.Every = False,
@@ -92,6 +93,7 @@ def _inspect(
             "spectrum": spectrum,
             "witness_seconds": witness_seconds,
             "replay": replay,
+            **_box(input_range),
         }
         return inspect(wish, settings, tuple(layers or ()))
 
@@ -157,6 +159,7 @@ def _check(
     input_size: opt.InputSize = None,
     witness_seconds: opt.WitnessSeconds = WITNESS_SECONDS,
     replay: opt.Replay = None,
+    input_range: opt.InputRange = None,
     every: opt.Every = False,
     sort: opt.Sort = opt.Order.sigma,
     format: opt.FormatChoice = opt.Format.table,
@@ -183,10 +186,15 @@ def _check(
         settings = _settings(key, norm, method, rtol, iterations, seed, device, threads, input_size) | {
             "witness_seconds": witness_seconds,
             "replay": replay,
+            **_box(input_range),
         }
         return check(wish, settings, limits, accept.value, undecided == opt.Undecided.warn)
 
     return _run(Request(str(model), format == opt.Format.json, output), work)
+
+
+def _box(asked: list[str] | None) -> dict[str, Any]:
+    return {"input_range": tuple(asked) if asked else None}
 
 
 def _settings(

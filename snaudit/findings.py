@@ -6,6 +6,7 @@ import enum
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from snaudit import box
 from snaudit.bound import NORMS, Bound, Norm
 from snaudit.errors import UsageError
 from snaudit.model import FileRead, LeftOut
@@ -96,6 +97,15 @@ class MethodResult:
 
 
 @dataclass(frozen=True, slots=True)
+class PartialResult:
+    """The bound between two cuts of a network with gaps: from inputs or gaps, jointly, to a gap or output."""
+
+    start: tuple[str, ...]
+    end: str
+    bound: Bound
+
+
+@dataclass(frozen=True, slots=True)
 class Point:
     """One input's part of the two points of a witness: float64 numbers, as bytes."""
 
@@ -133,6 +143,7 @@ class NetworkResult:
     """(layer name, factor) for each factor of the bound that a layer brings."""
     witness: Witness | None = None
     """What the bound's lower end rests on; None where none was sought."""
+    partials: tuple[PartialResult, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +163,9 @@ class Settings:
     key: str | None = None
     input_size: tuple[str, ...] | None = None
     """Sizes of the graph's inputs, as `sizes` reads them."""
-    input_range: tuple[float, float] | None = None
+    input_range: tuple[float, float] | tuple[str, ...] | None = None
+    """The box of inputs that the network's bound is about: (low, high) for all, or specifications as
+    `--input-range` takes them."""
     witness_seconds: float = 0.0
     """Processor time for a search for the network's lower end; 0: the model is not run."""
     replay: Path | None = None
@@ -173,7 +186,7 @@ class Settings:
             raise UsageError(f"witness_seconds must lie between 0 and 1e6, not {self.witness_seconds}")
         sizes_of(self.input_size or ())
         if self.input_range is not None:
-            raise UsageError("input_range is not supported yet")
+            box.check(self.input_range)
 
     @property
     def width(self) -> float:

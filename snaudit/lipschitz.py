@@ -15,18 +15,39 @@ from snaudit.broadcasting import dims
 from snaudit.findings import Gap
 from snaudit.patterns import Shortcut
 from snaudit.quantized_nodes import picked_rows, source_of
+from snaudit.ranges import Range
+from snaudit.ranges_walk import note_ranges, step_of
 from snaudit.rules import quantized
-from snaudit.rules.interface import CONSTANT, Step, Unbounded, Value
-from snaudit.walk import UNROUNDED, Walk, bodies_of, branches_of, is_default, reads_of, value_of, where_is
+from snaudit.rules.interface import CONSTANT, Unbounded, Value
+from snaudit.walk import (
+    MALFORMED,
+    UNROUNDED,
+    Walk,
+    bodies_of,
+    branches_of,
+    is_default,
+    reads_of,
+    value_of,
+    where_is,
+)
 
-__all__ = ["Composition", "Shortcut", "compose"]
+__all__ = ["Composition", "Partial", "Shortcut", "compose"]
 
 RANDOM = frozenset(
     {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial"}
 )
 SHAPE_ONLY = frozenset({"Shape", "Size"})
 _EVAL = "export the model in eval mode, or take the randomness out of it"
-_MALFORMED = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
+
+
+@dataclass(frozen=True, slots=True)
+class Partial:
+    """The bound of one stretch of a graph with gaps: from inputs or gaps (`start`, jointly) to what a
+    gap reads or to an output (`end`)."""
+
+    start: tuple[str, ...]
+    end: str
+    bound: Bound
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +58,7 @@ class Composition:
     gaps          the nodes at which the bound ends; empty if it is finite
     assumptions   what the bound is about (which inputs vary) and what it takes for granted
     contributions (name, factor) of each layer and op that scales the bound, in the graph's order
+    partials      where there are gaps, the bounds between them
     """
 
     bound: Bound
@@ -44,6 +66,7 @@ class Composition:
     gaps: tuple[Gap, ...]
     assumptions: tuple[str, ...]
     contributions: tuple[tuple[str, float], ...]
+    partials: tuple[Partial, ...] = ()
 
 
 def compose(
@@ -53,6 +76,7 @@ def compose(
     names: Mapping[ir.Value, str],
     shortcuts: Sequence[Shortcut] = (),
     fold: Callable[[ir.Value], np.ndarray | None] = lambda value: None,
+    stated: Mapping[str, Range] = {},
 ) -> Composition:
     """The network's bound by composition: Lip(f∘g) ≤ Lip f·Lip g at every node of the DAG.
 
@@ -60,6 +84,7 @@ def compose(
     names      for a node's first output, the layer's name
     shortcuts  measured bounds past several nodes; each value keeps the lesser of rule and shortcut
     fold       the array of a constant value, or None
+    stated     for a graph input's name, the range within which the bound is to hold
 
     A node without a rule, or whose rule refuses, leaves its outputs unbounded and becomes a Gap; the
     walk goes on, so all gaps are found. Only nodes that the outputs depend on count, and a node that
@@ -68,13 +93,14 @@ def compose(
     walk = Walk(model, norm, operators, names, {}, fold, frozenset(model.graph.inputs))
     for shortcut in shortcuts:
         walk.shortcuts.setdefault(shortcut.output, []).append(shortcut)
+    walk.ranges.update({v: stated[v.name] for v in model.graph.inputs if v.name in stated})
     order = list(_order(walk, model.graph.outputs))
     for node in order:
         _visit(walk, node)
     found = _conclude(walk, order)
     if quantized.SURROGATE in found.assumptions and found.bound.bounded:
         found = replace(found, assumptions=(*found.assumptions, _rounding(walk, order)))
-    return found
+    return found if not found.gaps else replace(found, partials=tuple(_partials(walk, stated)))
 
 
 def _rounding(walk: Walk, order: list[ir.Node]) -> str:
@@ -95,12 +121,37 @@ def _rounding(walk: Walk, order: list[ir.Node]) -> str:
     return f"with rounding, ‖f(x) − f(y)‖ ≤ L·‖x − y‖ + δ with δ = {numerals.at_most(2 * error)}{sizes}"
 
 
+def _partials(walk: Walk, stated: Mapping[str, Range]) -> Iterator[Partial]:
+    """The bounds between cuts: a second walk in which what each gap makes is an input of its own.
+
+    A stretch that starts at several places has one bound with respect to all of them jointly. Of a cut
+    value nothing is known but that it is real: no range before a gap holds behind it.
+    """
+    outputs = walk.model.graph.outputs
+    cuts = {v: where_is(v.producer()) for v in walk.gaps if v.producer() is not None and v not in walk.taken}
+    again = replace(walk, starts=cuts, values={}, taken={}, gaps={}, integers=set(), embeddings=[],
+                    shaped_by_data=set(), codes=set(), ranges={})  # fmt: skip
+    again.ranges.update({v: stated[v.name] for v in walk.model.graph.inputs if v.name in stated})
+    nodes = list(dict.fromkeys(value.producer() for value in cuts))
+    before = [v for node in nodes for v in reads_of(walk, node)]
+    for node in _order(again, [*before, *outputs]):
+        _visit(again, node)
+    ends = [(where_is(node), reads_of(walk, node)) for node in nodes]
+    for name, reads in [*ends, *((output.name or "?", [output]) for output in outputs)]:
+        varying = [v for v in dict.fromkeys(reads) if not value_of(again, v).is_constant]
+        if all(v in cuts or v in walk.inputs for v in varying):
+            continue  # nothing lies between
+        found = joint.stack((value_of(again, v) for v in varying), walk.norm)
+        if found.lip.bounded:
+            yield Partial(tuple(sorted(found.sources)), name, found.lip)
+
+
 def _order(walk: Walk, outputs: Sequence[ir.Value]) -> Iterator[ir.Node]:
     """The nodes that the outputs depend on, each once, after all that it depends on."""
     done: set[ir.Node] = set()
     stack: list[tuple[ir.Node, bool]] = []
     for output in outputs:
-        if output.producer() is not None:
+        if output.producer() is not None and output not in walk.starts:
             stack.append((output.producer(), False))
         while stack:
             node, ready = stack.pop()
@@ -109,7 +160,7 @@ def _order(walk: Walk, outputs: Sequence[ir.Value]) -> Iterator[ir.Node]:
             elif node not in done:
                 done.add(node)
                 stack.append((node, True))
-                producers = (value.producer() for value in reads_of(walk, node))
+                producers = (v.producer() for v in reads_of(walk, node) if v not in walk.starts)
                 stack.extend((p, False) for p in producers if p is not None and p not in done)
 
 
@@ -126,7 +177,7 @@ def _visit(walk: Walk, node: ir.Node) -> None:
         results, gap = (), Gap(refusal.code, where_is(node), node.op_type, str(refusal), refusal.remedy)
         if refusal.code == "unknown-shape" and any(not value.lip.bounded for value in known):
             gap = None  # a shape that is missing behind another gap is that one's fault
-    except _MALFORMED as error:
+    except MALFORMED as error:
         reason = f"its attributes or inputs make no sense ({type(error).__name__})"
         results, gap = (), Gap("malformed", where_is(node), node.op_type, reason, "repair the node")
     if results and len(results) < len(node.outputs):
@@ -134,6 +185,8 @@ def _visit(walk: Walk, node: ir.Node) -> None:
         gap = Gap("no-rule", where_is(node), node.op_type, reason, "use its first output only")
     sources = frozenset().union(*(v.sources for v in known)) or frozenset({f"<{where_is(node)}>"})
     for index, output in enumerate(node.outputs):
+        if output in walk.starts:
+            continue
         if index < len(results):
             walk.values[output] = results[index]
         else:
@@ -143,6 +196,7 @@ def _visit(walk: Walk, node: ir.Node) -> None:
     if quantized.makes_codes(node, any(v in walk.codes for v in reads)):
         walk.codes.update(node.outputs[:1] if node.op_type == "DynamicQuantizeLinear" else node.outputs)
     _shapes_by_data(walk, node, reads, gap)
+    note_ranges(walk, node, gap)
     if any(not v.is_constant for v in known):
         _shorten(walk, node)
 
@@ -153,6 +207,8 @@ def _shorten(walk: Walk, node: ir.Node) -> None:
     written_out = list(patterns.find(node, walk.fold, walk.norm, opset))
     written_out += _dynamically_quantized(walk, node)
     for shortcut in (*(s for o in node.outputs for s in walk.shortcuts.get(o, ())), *written_out):
+        if shortcut.output in walk.starts or (walk.starts and shortcut.source not in walk.values):
+            continue  # cut between
         source, current = value_of(walk, shortcut.source), walk.values[shortcut.output]
         if source.jumps or current.jumps or source.is_constant or not shortcut.bound.bounded:
             continue
@@ -207,11 +263,10 @@ def _judge(walk: Walk, node: ir.Node, reads: list[ir.Value], known: list[Value])
         raise Unbounded(
             reason, "replace the step by a continuous function, or take it out of the model", "step"
         )
-    inputs = tuple(None if v is None else value_of(walk, v) for v in node.inputs)
-    opset = walk.model.graph.opset_imports.get(domain) or walk.model.graph.opset_imports.get("ai.onnx", 0)
-    if not opset and not domain:
+    step = step_of(walk, node)
+    if not step.opset and not domain:
         raise Unbounded("the model does not say its opset", "repair the model", "malformed")
-    return row.rule(Step(node, inputs, walk.norm, opset, walk.operators.get(node.outputs[0]), walk.fold, walk.errors))
+    return row.rule(step)
 
 
 def _shape_of(walk: Walk, node: ir.Node, value: Value) -> tuple[Value, ...]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from snaudit import formats, policy
 from snaudit.bound import Bound, Grade, times_up, up
-from snaudit.errors import EmptyModel
+from snaudit.errors import EmptyModel, UsageError
 from snaudit.extraction import extract
 from snaudit.findings import (
     Finding,
@@ -23,6 +23,7 @@ from snaudit.findings import (
     ModelCard,
     NetworkResult,
     OutputResult,
+    PartialResult,
     Report,
     Settings,
     Verdict,
@@ -51,6 +52,8 @@ def audit(
     Raises a ModelError when the file cannot be read or holds nothing to audit.
     """
     model = formats.read(path, settings.key, settings.input_size or ())
+    if settings.input_range is not None and model.graph is None:
+        raise UsageError("--input-range needs a model with a graph; export it to ONNX")
     extraction = extract(model)
     if not extraction.layers:
         raise EmptyModel(path, "no weight matrix to audit in it" + _what_there_is(extraction.left_out))
@@ -193,8 +196,9 @@ def _composition_of(
     model: Model, layers: tuple[Layer, ...], results: tuple[LayerResult, ...], meter: Meter
 ) -> tuple[NetworkResult, tuple[Gap, ...]]:
     """The bound by composition over the graph, each layer's measured norm at its nodes."""
-    from snaudit import between_cuts, folding, lipschitz, stretches
+    from snaudit import between_cuts, folding, lipschitz, stated, stretches
 
+    ranges = stated.ranges_of(model.graph, meter.settings.input_range)
     started = time.perf_counter()
     operators = {
         output: result.norm if layer.gain == 1.0 and len(set(layer.places)) < 2 else meter.norm_at(layer, index)
@@ -212,7 +216,7 @@ def _composition_of(
 
     def compose(more: Sequence[lipschitz.Shortcut]) -> lipschitz.Composition:
         every = (*shortcuts, *more)
-        return lipschitz.compose(model.graph, meter.settings.norm, operators, names, every, fold)
+        return lipschitz.compose(model.graph, meter.settings.norm, operators, names, every, fold, ranges)
 
     found = compose(())
     name = "composition over the graph"
@@ -232,6 +236,7 @@ def _composition_of(
         tuple(methods),
         (*_given(meter.settings), *found.assumptions),
         found.contributions,
+        tuple(PartialResult(part.start, part.end, part.bound) for part in found.partials),
     )
     return network, found.gaps
 

@@ -20,7 +20,9 @@ import numpy as np
 
 from snaudit.ascent import NOISE, Search, ascend, length
 from snaudit.bound import down
+from snaudit.box import Asked
 from snaudit.running import open_session, samples
+from snaudit.stated import ends_of
 
 EVALUATIONS = 6000
 _CONFIRMED = 4
@@ -47,7 +49,8 @@ class Network:
     low: Any
     high: Any
     how: str
-    box: tuple[float, float] | None = None
+    box: tuple[np.ndarray, np.ndarray] | None = None
+    """Ends for all entries, in which points stay."""
 
     @property
     def size(self) -> int:
@@ -85,7 +88,7 @@ def joined(outputs: list[Any]) -> np.ndarray:
 
 
 def network(
-    path: Path, seed: int, box: tuple[float, float] | None, sizes: tuple[str, ...] = ()
+    path: Path, seed: int, asked: Asked | None, sizes: tuple[str, ...] = ()
 ) -> Network:
     """The graph in a file, its inputs of the sizes given as `--input-size` does. Raises NoWitness for what cannot be run, or has no real input or output."""
     import onnx
@@ -114,6 +117,7 @@ def network(
     fixed = {name: array for name, array in feed.items() if name not in real}
     shapes = [feed[name].shape for name in real]
     evaluator, how = _precise(high)
+    box = ends_of(asked, real, shapes)
     return Network(real, shapes, [narrow.get(n, False) for n in real], fixed, session, evaluator, how, box)
 
 
@@ -234,8 +238,8 @@ def answer(request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
     """(what was found, the raw float64 points): never an exception, but for what kills the process."""
     started = time.process_time()
     try:
-        box = None if request.get("box") is None else tuple(request["box"])
-        net = network(Path(request["path"]), request["seed"], box, tuple(request.get("sizes", ())))
+        asked = None if request.get("box") is None else tuple(request["box"])
+        net = network(Path(request["path"]), request["seed"], asked, tuple(request.get("sizes", ())))
         replay = "x" in request
         deadline = started + request["seconds"]
         found = replayed(net, request) if replay else sought(net, request, deadline)

@@ -11,7 +11,11 @@ import onnx_ir as ir
 from snaudit.bound import UNBOUNDED, Bound, Norm, exactly
 from snaudit.findings import Gap
 from snaudit.patterns import Shortcut
+from snaudit.ranges import UNKNOWN, Range, of_constant
 from snaudit.rules.interface import CONSTANT, Value
+
+MALFORMED = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
+"""What a rule raises over attributes or inputs that make no sense."""
 
 
 UNROUNDED = Value(exactly(0.0, "input"), frozenset({"rounding"}))
@@ -29,6 +33,10 @@ class Walk:
     shortcuts: dict[ir.Value, list[Shortcut]]
     fold: Callable[[ir.Value], np.ndarray | None]
     inputs: frozenset[ir.Value]
+    starts: Mapping[ir.Value, str] = field(default_factory=dict)
+    """Values that are taken as inputs of their own, whatever makes them, and what to call them."""
+    ranges: dict[ir.Value, Range] = field(default_factory=dict)
+    """Where entries lie: of the inputs as the user states it, of other values as it follows."""
     values: dict[ir.Value, Value] = field(default_factory=dict)
     taken: dict[ir.Value, Shortcut] = field(default_factory=dict)
     gaps: dict[ir.Value, Gap] = field(default_factory=dict)
@@ -92,7 +100,22 @@ def value_of(walk: Walk, value: ir.Value) -> Value:
     return walk.values[value]
 
 
+def range_of(walk: Walk, value: ir.Value) -> Range:
+    """Where the entries of a value lie: as the walk found or the user stated it; of a constant, exactly."""
+    found = walk.ranges.get(value)
+    if found is None:
+        found = UNKNOWN
+        if value not in walk.starts and value_of(walk, value).is_constant:
+            array = walk.fold(value)
+            if array is not None and array.dtype.kind not in "USOc" and array.size:
+                found = of_constant(array)
+        walk.ranges[value] = found
+    return found
+
+
 def root_of(walk: Walk, value: ir.Value) -> Value:
+    if value in walk.starts:
+        return Value(exactly(1.0, "cut"), frozenset({walk.starts[value]}))
     if value.const_value is not None or "tensor" in value.meta or value.is_initializer():
         return CONSTANT
     name = value.name or "?"

@@ -71,7 +71,7 @@ def test_an_unknown_op_on_the_path_always_ends_the_bound(seed: int) -> None:
         for index, name in enumerate(other.input):
             if name == victim:
                 other.input[index] = "odd"
-    op = str(rng.choice(["Mystery", "Exp", "Round"]))
+    op = str(rng.choice(["Mystery", "LpNormalization", "Round"]))
     position = next(i for i, n in enumerate(model.graph.node) if victim in n.output) + 1
     model.graph.node.insert(position, node(op, victim, "odd", "own" if op == "Mystery" else ""))
     for norm in NORMS:

@@ -122,6 +122,11 @@ InputSize = Annotated[
     option(MEASURING, "--input-size", metavar="SIZE", show_default=False,
            help="Of a graph's input: N,N,… or NAME=N for a symbolic dimension; repeatable. Tighter, for this size only."),
 ]  # fmt: skip
+InputRange = Annotated[
+    list[str] | None,
+    option(MEASURING, "--input-range", metavar="RANGE", show_default=False,
+           help="Box of inputs for the network's bound: LO,HI, name=LO,HI or FILE.npz; repeatable."),
+]  # fmt: skip
 Layers = Annotated[
     list[str] | None,
     option(MEASURING, "--layers", metavar="PATTERN", show_default=False, help=WHICH_HELP),

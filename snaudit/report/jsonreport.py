@@ -105,7 +105,7 @@ def _settings(settings: Settings) -> dict[str, Any]:
         "method": settings.method,
         "iterations": settings.iterations,
         "seed": settings.seed,
-        "input_range": None if settings.input_range is None else [number(x) for x in settings.input_range],
+        "input_range": None if settings.input_range is None else list(settings.input_range),
         "input_size": None if settings.input_size is None else list(settings.input_size),
         "key": settings.key,
         "rtol": settings.width,
@@ -155,6 +155,9 @@ def _network(network: NetworkResult, norm: str) -> dict[str, Any]:
         "contributions": [
             {"name": name, "factor": number(factor), "bounded": math.isfinite(factor)}
             for name, factor in network.contributions
+        ],
+        "partials": [
+            {"from": list(part.start), "to": part.end, **bound(part.bound)} for part in network.partials
         ],
         "witness": _witness(network.witness),
     }

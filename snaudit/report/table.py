@@ -15,7 +15,7 @@ from snaudit.report.runs import Run, fold, wrapper_of
 
 if TYPE_CHECKING:
     from snaudit.bound import Bound
-    from snaudit.findings import Finding, Gap, LayerResult, NetworkResult, Report
+    from snaudit.findings import Finding, Gap, LayerResult, NetworkResult, PartialResult, Report
 
 _STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
 _FEW = 3
@@ -33,7 +33,7 @@ def render(report: Report, view: View) -> str:
     page.blank()
     _coverage(page, report)
     _layer_notes(page, report.layers)
-    _network(page, report)
+    _network(page, report, every=view.rows == "all")
     _gaps(page, report.gaps, every=view.rows == "all")
     _findings(page, report)
     page.blank()
@@ -285,7 +285,7 @@ def _some(names: Sequence[str], one: str) -> str:
     return f"{_count(len(names), one)}: {', '.join(names[:_FEW])}{', …' if len(names) > _FEW else ''}"
 
 
-def _network(page: Page, report: Report) -> None:
+def _network(page: Page, report: Report, every: bool) -> None:
     network, norm = report.network, report.settings.norm
     bound = network.bound
     page.blank()
@@ -304,6 +304,18 @@ def _network(page: Page, report: Report) -> None:
     if len(network.outputs) > 1 or (network.outputs and not bound.bounded):
         for output in network.outputs:
             page.paragraph(f"  output {output.name}: {at_most(output.bound.upper)}", "", 4)
+    _partials(page, network.partials, every)
+
+
+def _partials(page: Page, partials: Sequence[PartialResult], every: bool) -> None:
+    """The bounds between gaps, so that a gap does not hide what is known before and behind it."""
+    shown = partials if every else partials[: 2 * _FEW]
+    for part in shown:
+        start = ", ".join(part.start[:_FEW]) + (", …" if len(part.start) > _FEW else "")
+        text = f"at most {at_most(part.bound.upper)}, {part.bound.grade.name}"
+        page.paragraph(f"  between gaps, from {start} to {part.end}: {text}", "", 4)
+    if len(shown) < len(partials):
+        page.paragraph(f"  and {len(partials) - len(shown)} more between gaps (--all)", "dim", 4)
 
 
 def _lower_end(page: Page, network: NetworkResult) -> None:

@@ -7,10 +7,11 @@ import math
 import numpy as np
 
 from snaudit import joint
-from snaudit.bound import Bound, scaled
+from snaudit.bound import Bound, at_most, root_up, scaled, times_up
 from snaudit.broadcasting import dims, spread
 from snaudit.gains import copies
-from snaudit.rules.interface import Row, Step, Unbounded, Value, through
+from snaudit.ranges import along, summed
+from snaudit.rules.interface import Row, Step, Unbounded, Value, through, within
 
 _PRODUCT = "multiplies two values that both depend on the network's input: its slope grows with either"
 _BOUND_ONE = (
@@ -78,10 +79,10 @@ def matmul(step: Step) -> tuple[Value, ...]:
     With a constant matrix the map is block diagonal with equal blocks. With a stack of matrices
     (E, k, n) each slice of the data meets one, so the norm is the largest slice's; where the data
     has fewer batch entries than the stack, it is first copied: √count (l2), count (l1), 1 (linf).
-    Two varying factors (attention) have no constant without a range.
+    Two varying factors (attention): see `bilinear`.
     """
     if len(step.varying) != 1:
-        raise product(step)
+        return bilinear(step)
     (index,) = step.varying
     constant = step.constant(1 - index)
     own = dims(step.node.inputs[index])
@@ -100,6 +101,51 @@ def matmul(step: Step) -> tuple[Value, ...]:
         )
     copied = through(step.inputs[index], copies(found.count or 1, step.norm))
     return (through(copied, _operator(step)),)
+
+
+def bilinear(step: Step) -> tuple[Value, ...]:
+    """sup‖B‖·L_A + sup‖A‖·L_B, A·B − A'·B' = (A − A')B + A'(B − B'), for factors of known range.
+
+    l2 (Frobenius of what varies): ‖B_b‖₂ ≤ ‖B_b‖_F for the worst matrix of the batch, from its rows' or
+    columns' norms. l1: the largest row sum of B's absolute values and column sum of A's; linf: the largest
+    column sum of B's and row sum of A's. Batch axes that are broadcast are copied first.
+    """
+    first, second = step.range(0), step.range(1)
+    sizes = _matrix_sizes(step)
+    if sizes is None or not (first.known and second.known):
+        raise product(step)
+    rows, inner, columns = sizes
+    if step.norm == "l2":
+        left = min(_times_root(along(first, -1, inner), rows), _times_root(along(first, -2, rows), inner))
+        right = min(_times_root(along(second, -1, columns), inner), _times_root(along(second, -2, inner), columns))
+    elif step.norm == "l1":
+        left, right = summed(first, -2, rows), summed(second, -1, columns)
+    else:
+        left, right = summed(first, -1, inner), summed(second, -2, inner)
+    if not (math.isfinite(left) and math.isfinite(right)):
+        raise product(step)
+    batches = [dims(value) for value in step.node.inputs[:2]]
+    parts = []
+    for index, gain in ((0, right), (1, left)):
+        own, other = batches[index], batches[1 - index]
+        found = spread(own[:-2], [other[:-2]])
+        if step.norm != "linf" and (found.count is None or found.meets):
+            raise Unbounded("how its batches are broadcast is not known", "give them fixed sizes", "unknown-shape")
+        copied = through(step.inputs[index], copies(found.count or 1, step.norm))
+        parts.append(through(copied, at_most(gain, "norm of the other factor")))
+    return (within(joint.add(parts, step.norm), first, second),)
+
+
+def _matrix_sizes(step: Step) -> tuple[int | None, int | None, int | None] | None:
+    """(n, k, m) of an n×k by k×m product, None for what is not known; None for vectors."""
+    left, right = step.shape(0), step.shape(1)
+    if left is None or right is None or min(len(left), len(right)) < 2:
+        return None
+    return left[-2], left[-1] if left[-1] is not None else right[-2], right[-1]
+
+
+def _times_root(size: float, count: int | None) -> float:
+    return math.inf if count is None else times_up(size, root_up(float(count)))
 
 
 def convolution(step: Step) -> tuple[Value, ...]:
@@ -127,7 +173,13 @@ def einsum(step: Step) -> tuple[Value, ...]:
 
 ROWS: tuple[Row, ...] = (
     Row("Gemm", gemm, "|alpha|·‖W‖", "block diagonal", "one constant factor"),
-    Row("MatMul", matmul, "‖W‖, the largest of a stack", "block diagonal", "one constant factor"),
+    Row(
+        "MatMul",
+        matmul,
+        "‖W‖, the largest of a stack; sup‖B‖·L_A + sup‖A‖·L_B",
+        "block diagonal; product rule",
+        "one constant factor, or ranges of both",
+    ),
     Row(
         "Conv",
         convolution,

@@ -8,12 +8,13 @@ A rule bounds one op. It sees a `Step` and returns a `Value` for each output of 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from snaudit.bound import UNBOUNDED, Bound, Norm, chain, exactly
+from snaudit.ranges import UNKNOWN, Range
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -64,6 +65,7 @@ class Step:
     operator the measured norm of the node's own linear map (its layer), or None
     opset    version of the node's domain
     errors   the walk is about rounding: a Value's lip bounds the error that its actual value may have
+    ranges   where the entries of a value lie, as far as that is known
     """
 
     node: onnx_ir.Node
@@ -73,6 +75,7 @@ class Step:
     operator: Bound | None = None
     fold: Callable[[Any], np.ndarray | None] = field(default=lambda value: None, repr=False)
     errors: bool = False
+    ranges: Callable[[Any], Range] = field(default=lambda value: UNKNOWN, repr=False)
 
     @property
     def where(self) -> str:
@@ -115,6 +118,11 @@ class Step:
             return None
         return self.fold(self.node.inputs[index])
 
+    def range(self, index: int) -> Range:
+        """Where the entries of input `index` lie; unknown for one that is absent."""
+        value = self.node.inputs[index] if index < len(self.node.inputs) else None
+        return UNKNOWN if value is None else self.ranges(value)
+
     def shape(self, index: int) -> tuple[int | None, ...] | None:
         """Input `index`'s shape with None for each unknown dimension; None if its rank is unknown."""
         value = self.node.inputs[index] if index < len(self.node.inputs) else None
@@ -130,6 +138,12 @@ def through(value: Value, gain: Bound) -> Value:
     if gain.upper == 1.0 and gain.grade >= value.lip.grade:
         return Value(value.lip, value.sources, part=value.part)
     return Value(chain(value.lip, gain), value.sources, part=value.part)
+
+
+def within(value: Value, *used: Range) -> Value:
+    """The value, its bound resting on these ranges: it holds on the box of inputs that they rest on."""
+    assumes = dict.fromkeys([*value.assumes, *(s for one in used for s in sorted(one.rests))])
+    return replace(value, assumes=tuple(assumes))
 
 
 def jumping(step: Step) -> Value:

@@ -6,16 +6,18 @@ How branches combine, and what disjoint sources gain, is `joint`'s. What broadca
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
 
 from snaudit import joint
-from snaudit.bound import Grade, at_most, scaled, up
+from snaudit.bound import Grade, at_most, scaled, times_up, up
 from snaudit.broadcasting import Dim, Spread, dims, spread
 from snaudit.gains import copies, diagonal, outward
-from snaudit.rules.interface import Row, Step, Unbounded, Value, through
+from snaudit.ranges import Range, enclosing, inverted
+from snaudit.rules.interface import Row, Step, Unbounded, Value, through, within
 
 
 def _dims(step: Step, index: int) -> tuple[Dim, ...] | None:
@@ -108,27 +110,73 @@ def picked(step: Step) -> tuple[Value, ...]:
 def multiplied(step: Step) -> tuple[Value, ...]:
     """The diagonal map's norm times the varying factor's: max|c|, or c's norm over what it copies.
 
-    The other factor must be a constant of the model: a product of two varying values has no
-    constant without their ranges.
+    Two varying factors f·g: |f·g − f'·g'| ≤ sup|f|·|g − g'| + sup|g|·|f − f'| entry by entry, so sup|f|·L_g +
+    sup|g|·L_f (√ of the sum of squares for disjoint sources in l2), each copied by broadcasting first. The
+    suprema come from ranges; x·x has 2·sup|x|. Loose where f and g are never large together.
     """
     if len(step.varying) != 1:
-        raise Unbounded(
-            "Mul multiplies two values that both depend on the network's input: its slope grows with either",
-            "bound both factors (put Sigmoid, Tanh or Clip before them), or make one a constant",
-            "product",
-        )
+        return _product(step, (step.range(1), step.range(0)))
     (index,) = step.varying
+    if step.constant(1 - index) is None:
+        return _by_a_range(step, index, step.range(1 - index))
     return _scaled_by(step, index, _known(step, 1 - index))
 
 
-def divided(step: Step) -> tuple[Value, ...]:
-    """As Mul, by 1/c. Division by a varying value, or by a constant with a zero, has no constant."""
-    if 1 in step.varying:
+def _product(step: Step, factors: tuple[Range, Range]) -> tuple[Value, ...]:
+    """Σ of sup|factor|·L over the two varying inputs; a gap where a supremum is not known."""
+    largest = [factor.largest for factor in factors]
+    if not all(map(math.isfinite, largest)):
+        op = step.node.op_type
+        which = "both factors" if all(map(math.isinf, largest)) else "one factor"
         raise Unbounded(
-            "Div by a value that depends on the network's input: its slope grows without limit near zero",
-            "keep the divisor away from zero by a stated range, or divide by a constant",
-            "needs-range",
+            f"{op} of two values that both depend on the network's input, {which} of unknown range: "
+            "its slope grows with them",
+            "state an input range (--input-range), bound both factors (Sigmoid, Tanh or Clip before them), or "
+            "make one a constant",
+            "product",
         )
+    parts = []
+    for index in (0, 1):
+        copied = _copied(step, index)
+        gained = through(copied, at_most(largest[index], "range of the other factor"))
+        parts.append(replace(gained, assumes=copied.assumes))
+    (value,) = _with_assumptions(joint.add(parts, step.norm), parts)
+    return (within(value, *factors),)
+
+
+def _by_a_range(step: Step, index: int, other: Range) -> tuple[Value, ...]:
+    """The varying factor times the supremum of the other, of which only a range is known."""
+    if not math.isfinite(other.largest):
+        _known(step, 1 - index)
+    copied = _copied(step, index)
+    value = through(copied, at_most(other.largest, "range of a factor"))
+    return (within(replace(value, assumes=copied.assumes), other),)
+
+
+def divided(step: Step) -> tuple[Value, ...]:
+    """As Mul, by 1/c, for a constant c without a zero.
+
+    f/g with a varying g is f·(1/g), and 1/g has the slope 1/g²: sup|1/g|·L_f + sup|f/g²|·L_g over ranges. It
+    needs a range of g that holds no zero.
+    """
+    if 1 in step.varying:
+        inverse = inverted(step.range(1))
+        if not math.isfinite(inverse.largest):
+            raise Unbounded(
+                "Div by a value that depends on the network's input, and may be near zero: its slope grows "
+                "without limit there",
+                "state an input range (--input-range) that keeps the divisor away from zero, or divide by a "
+                "constant",
+                "needs-range",
+            )
+        curved = times_up(inverse.largest, inverse.largest)
+        if 0 not in step.varying:
+            copied = _copied(step, 1)
+            gain = times_up(curved, step.range(0).largest)
+            value = through(copied, at_most(gain, "slope on a range"))
+            return (within(replace(value, assumes=copied.assumes), step.range(1)),)
+        quotient = enclosing(0.0, times_up(curved, step.range(0).largest), step.range(0).rests)
+        return _product(step, (inverse, quotient))
     divisor = _known(step, 1)
     if (divisor == 0).any():
         raise Unbounded("Div by a constant that holds a zero", "repair the constant", "bad-constant")
@@ -174,7 +222,7 @@ ROWS: tuple[Row, ...] = (
     Row(
         "Where", picked, "√ΣL² (l1: ΣL, linf: max)", "each entry is one of the entries", "constant condition"
     ),
-    Row("Mul", multiplied, "max|c|", "diagonal map", "one constant factor"),
-    Row("Div", divided, "1/min|c|", "diagonal map", "constant divisor"),
+    Row("Mul", multiplied, "max|c|; sup|f|·L_g + sup|g|·L_f", "diagonal map; product rule", "one constant factor, or ranges of both"),
+    Row("Div", divided, "1/min|c|; sup|1/g|·L_f + sup|f/g²|·L_g", "diagonal map; quotient rule", "constant divisor, or ranges of both"),
     Row("Concat", concatenated, "√ΣL² (l1: ΣL, linf: max)", "stacking"),
 )

@@ -15,7 +15,16 @@ from snaudit import slopes
 from snaudit.bound import at_most, root_up, up
 from snaudit.broadcasting import dims, spread
 from snaudit.gains import copies
-from snaudit.rules.interface import Row, Step, Unbounded, Value, jumping, through
+from snaudit.ranges_curves import Curve, curve_of, periodic, power, raised, two_slopes
+from snaudit.rules.interface import (
+    Row,
+    Step,
+    Unbounded,
+    Value,
+    jumping,
+    through,
+    within,
+)
 
 GELU_ERF, GELU_TANH, SILU, MISH, ERF = (
     ends[1] for ends in (slopes.GELU_ERF, slopes.GELU_TANH, slopes.SILU, slopes.MISH, slopes.ERF)
@@ -26,7 +35,20 @@ GELU_ERF, GELU_TANH, SILU, MISH, ERF = (
 def _slope(step: Step, slope: float) -> tuple[Value, ...]:
     if not all(math.isfinite(value) for value in _numbers(step)) or not math.isfinite(slope):
         raise Unbounded("an attribute is not finite", "repair the attribute", "bad-attribute")
-    return (through(step.data(), at_most(abs(slope), "slope")),)
+    alone = not step.has(1)  # FastGelu adds a bias first
+    curve = curve_of(step.node.op_type, step.attribute) if alone else None
+    return (_through_slope(step, abs(slope), curve),)
+
+
+def _through_slope(step: Step, slope: float, curve: Curve | None, index: int = 0) -> Value:
+    """The input through a function with slopes up to `slope`, or up to what its curve has on the range
+    in which the input lies, where that is less. (On a box of inputs the segment between two of them stays
+    within the range, so the mean value theorem needs the slopes there only.)"""
+    one, value = step.range(index), step.data(index)
+    least = slope if curve is None or not one.known else curve.steepest(one)
+    if least < slope:
+        return within(through(value, at_most(least, "slope on a range")), one)
+    return through(value, at_most(slope, "slope"))
 
 
 def _numbers(step: Step) -> list[float]:
@@ -65,7 +87,48 @@ def prelu(step: Step) -> tuple[Value, ...]:
         reason = "whether its slope copies its input by broadcasting is not known"
         raise Unbounded(reason, "give the input fixed sizes", "unknown-shape")
     value = through(value, copies(found.count or 1, step.norm))
+    one = step.range(0)
+    if found.count == 1 and one.known:
+        least = two_slopes(slopes).steepest(one)
+        if least < max(1.0, largest):
+            return (within(through(value, at_most(least, "slope on a range")), one),)
     return (through(value, at_most(max(1.0, largest), "slope")),)
+
+
+def on_a_range(step: Step) -> tuple[Value, ...]:
+    """sup|f'| on the range in which its input lies times the input's; without one, no constant."""
+    curve = curve_of(step.node.op_type, step.attribute)
+    assert curve is not None
+    return (_needing(step, curve),)
+
+
+def _needing(step: Step, curve: Curve, index: int = 0) -> Value:
+    if math.isinf(curve.steepest(step.range(index))):
+        known = step.range(index).known
+        where = "on the range of its argument" if known else "while the range of its argument is not known"
+        raise Unbounded(
+            f"the slope of {step.node.op_type} has no limit {where}",
+            "state an input range (--input-range) that keeps its argument within limits and away from poles",
+            "needs-range",
+        )
+    return _through_slope(step, math.inf, curve, index)
+
+
+def tangent(step: Step) -> tuple[Value, ...]:
+    """1/cos² at the end of a range within one branch, times the input's; without a range, no constant."""
+    one = step.range(0)
+    low, high = float(one.low.min()), float(one.high.max())
+    if not -1.57 <= low <= high <= 1.57:
+        raise Unbounded("the tangent has poles", "state a range within ±1.57 for its argument", "needs-range")
+    slope = up(1.0 / math.cos(max(-low, high)) ** 2 * (1.0 + 1e-9))
+    return (within(through(step.data(), at_most(slope, "slope on a range")), one),)
+
+
+def wave(step: Step) -> tuple[Value, ...]:
+    """sup|cos| (Sin) or sup|sin| (Cos) on the input's range, at most 1, times the input's."""
+    slope = periodic(step.node.op_type, step.range(0))[1]
+    value = through(step.data(), at_most(slope, "slope"))
+    return (within(value, step.range(0)) if slope < 1.0 else value,)
 
 
 def elu(step: Step) -> tuple[Value, ...]:
@@ -103,7 +166,13 @@ def swish(step: Step) -> tuple[Value, ...]:
 
 
 def clip(step: Step) -> tuple[Value, ...]:
-    """The input's own: clipping to constant bounds is a projection."""
+    """The input's own: clipping to constant bounds is a projection; 0 where it never lies between them."""
+    one = step.range(0)
+    low, high = (step.constant(i) if step.opset >= 11 and step.has(i) else None for i in (1, 2))
+    below = low is not None and low.size == 1 and float(one.high.max()) <= float(low.ravel()[0])
+    above = high is not None and high.size == 1 and float(one.low.min()) >= float(high.ravel()[0])
+    if step.varying == (0,) and one.known and (below or above):
+        return (within(through(step.data(), at_most(0.0, "clipped")), one),)
     return (through(step.data(), at_most(1.0, "slope")),)
 
 
@@ -121,11 +190,20 @@ def shrink(step: Step) -> tuple[Value, ...]:
     return _slope(step, 1.0)
 
 
-def power(step: Step) -> tuple[Value, ...]:
-    """The input's own for the constant exponent 1; a constant for 0; any other power is unbounded."""
-    exponent = step.constant(1)
-    if step.varying == (0,) and exponent is not None and (exponent == 1).all() and exponent.size == 1:
-        return (through(step.data(), at_most(1.0, "slope")),)
+def raising(step: Step) -> tuple[Value, ...]:
+    """x^p for a constant p: sup|p·x^(p−1)| on the range in which x lies, times its own; a^x for a constant
+    a > 0: sup|ln a·a^x|. p = 1 needs no range; any other power's slope grows with its argument, or at zero.
+    """
+    exponent, base = step.constant(1), step.constant(0)
+    if step.varying == (0,) and exponent is not None and exponent.size == 1:
+        number = float(exponent.ravel()[0])
+        if number == 1.0:
+            return (through(step.data(), at_most(1.0, "slope")),)
+        if 0.0 < abs(number) < 100.0:
+            return (_needing(step, power(number)),)
+    if step.varying == (1,) and base is not None and base.size == 1:
+        if 0.0 < float(base.ravel()[0]) < math.inf:
+            return (_needing(step, raised(float(base.ravel()[0])), 1),)
     raise Unbounded(
         "a power's slope grows with its argument (or at zero)",
         "state the range of its argument, or use a function of bounded slope",
@@ -200,7 +278,6 @@ def cast(step: Step) -> tuple[Value, ...]:
 _FLOATS = {1, 10, 11, 16}  # FLOAT, FLOAT16, DOUBLE, BFLOAT16 of TensorProto.DataType
 
 _ONE = _fixed(1.0)
-_RANGE = "state the range of its argument, or use a function of bounded slope"
 
 
 def _rows(
@@ -222,9 +299,8 @@ ROWS: tuple[Row, ...] = (
         "Softsign",
         "Atan",
         "Asinh",
-        "Sin",
-        "Cos",
     ),
+    *_rows(wave, "1", "slopes in [−1, 1]", "Sin", "Cos"),
     *_rows(_fixed(0.25), "1/4", "σ' = σ(1 − σ)", "Sigmoid"),
     *_rows(_fixed(ERF), "2/√π", "erf' = 2/√π·exp(−x²)", "Erf"),
     *_rows(_fixed(1.5), "3/2", "slopes in [−1/2, 3/2]", "HardSwish"),
@@ -250,7 +326,7 @@ ROWS: tuple[Row, ...] = (
     Row("Clip", clip, "1", "projection", "constant limits"),
     Row("ThresholdedRelu", thresholded_relu, "1", "slopes in [0, 1]", "alpha = 0"),
     Row("Shrink", shrink, "1", "slopes in [0, 1]", "bias = lambd"),
-    Row("Pow", power, "1", "identity", "exponent 1"),
+    Row("Pow", raising, "sup|p·x^(p−1)|", "slope on a range", "constant exponent; a range, unless it is 1"),
     Row("Softmax", softmax, "1/2", "2p(1 − p) ≤ 1/2"),
     Row("LogSoftmax", log_softmax, "√n (l1: max(1, n−1), linf: 2)", "I − 1pᵀ"),
     Row("Cast", cast, "1", "identity in real arithmetic", "to a floating type of 16 bits or more"),
@@ -285,33 +361,22 @@ ROWS: tuple[Row, ...] = (
         condition="its result is not used as data",
     ),
     *_rows(
-        _needs_range("the exponential's slope grows with its argument", _RANGE),
-        "∞",
-        "eˣ",
+        on_a_range,
+        "sup|f'|",
+        "mean value theorem",
         "Exp",
         "Sinh",
         "Cosh",
-    ),
-    *_rows(
-        _needs_range(
-            "its slope grows without limit near zero", "keep its argument away from zero by a stated range"
-        ),
-        "∞",
-        "1/x",
         "Log",
         "Sqrt",
         "Reciprocal",
-    ),
-    *_rows(
-        _needs_range("its slope grows without limit near the ends of its domain", _RANGE),
-        "∞",
-        "poles",
-        "Tan",
         "Asin",
         "Acos",
         "Acosh",
         "Atanh",
+        condition="a range of its argument",
     ),
+    Row("Tan", tangent, "1/cos²", "mean value theorem", "a range of its argument"),
     *_rows(
         _needs_range("it jumps at each multiple of the divisor", "take the remainder outside of the model"),
         "∞",

@@ -9,7 +9,15 @@ import math
 
 from snaudit.bound import Bound, at_most, exactly
 from snaudit.gains import means, outward, sums
-from snaudit.rules.interface import Row, Step, Unbounded, Value, jumping, through
+from snaudit.rules.interface import (
+    Row,
+    Step,
+    Unbounded,
+    Value,
+    jumping,
+    through,
+    within,
+)
 
 
 def _entries(step: Step) -> int | None:
@@ -109,8 +117,39 @@ def cumulative_sum(step: Step) -> tuple[Value, ...]:
     return (through(step.data(), at_most(gain, "cumulative sum")),)
 
 
+def reduce_sum_square(step: Step) -> tuple[Value, ...]:
+    """2·sup‖x_b‖ (l2), 2·sup|x| (l1) or 2·sup‖x_b‖₁ (linf) over each reduced block of k, times the input's.
+
+    |Σx² − Σy²| = |Σ(x + y)(x − y)|: Hölder. The suprema come from the range of the input.
+    """
+    count = 1 if step.norm == "l1" else _needed(step)
+    value = through(_ranged(step), at_most(2.0 * step.range(0).largest, "2·sup|x|"))
+    return (within(through(value, sums(count, step.norm)), step.range(0)),)
+
+
+def reduce_log_sum(step: Step) -> tuple[Value, ...]:
+    """1/(√k·m) (l2), 1/(k·m) (l1) or 1/m (linf) times the input's for x ≥ m > 0: log's slope at Σx ≥ k·m."""
+    value, least = _ranged(step), float(step.range(0).low.min())
+    if not least > 0.0:
+        raise Unbounded(
+            "ReduceLogSum of entries that may not be positive", "state a range above zero", "needs-range"
+        )
+    value = through(value, at_most(outward(1.0 / least), "1/min x"))
+    return (within(through(value, means(_entries(step) or 1, step.norm)), step.range(0)),)
+
+
+def _ranged(step: Step) -> Value:
+    if not math.isfinite(step.range(0).largest):
+        raise Unbounded(
+            f"the slope of {step.node.op_type} grows with its argument, whose range is not known",
+            "state an input range (--input-range), or use ReduceL2 or ReduceLogSumExp",
+            "needs-range",
+        )
+    return step.data()
+
+
 def no_constant(step: Step) -> tuple[Value, ...]:
-    """None: products, squares and logarithms of sums have slopes that grow without limit."""
+    """None: products of entries have slopes that grow without limit."""
     raise Unbounded(
         f"the slope of {step.node.op_type} grows with its argument or near zero",
         "state the range of its argument, or use ReduceL2 or ReduceLogSumExp",
@@ -129,8 +168,22 @@ ROWS: tuple[Row, ...] = (
     Row(
         "CumSum", cumulative_sum, "1/(2 sin(π/(4n+2))) (l1, linf: n)", "inverse of the difference", "known n"
     ),
+    Row(
+        "ReduceSumSquare",
+        reduce_sum_square,
+        "2√k·sup|x| (l1: 2·sup|x|, linf: 2k·sup|x|)",
+        "Hölder",
+        "known k, a range of its argument",
+    ),
+    Row(
+        "ReduceLogSum",
+        reduce_log_sum,
+        "1/(√k·m) (l1: 1/(k·m), linf: 1/m)",
+        "mean value theorem",
+        "a range ≥ m > 0 of its argument",
+    ),
     *(
         Row(op, no_constant, "∞", "unbounded slope")
-        for op in ("ReduceSumSquare", "ReduceLogSum", "ReduceProd", "CumProd", "Det")
+        for op in ("ReduceProd", "CumProd", "Det")
     ),
 )

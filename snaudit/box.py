@@ -1,0 +1,49 @@
+"""The box of inputs that a bound is asked for: "LO,HI", "name=LO,HI", or an npz file of arrays."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+from snaudit.errors import UsageError
+
+Asked = tuple[float, float] | tuple[str, ...]
+Ends = tuple[float, float]
+
+
+def check(asked: Asked) -> None:
+    """Raise UsageError for what is no box: no numbers, NaN or infinite ends, low above high."""
+    for _ in parsed(asked):
+        pass
+
+
+def parsed(asked: Asked) -> Iterator[tuple[str | None, Ends | str]]:
+    """(input, or None for all; its ends, or the file that holds them) for each specification."""
+    if isinstance(asked, Sequence) and not isinstance(asked, str) and len(asked) == 2:
+        if all(isinstance(end, (int, float)) for end in asked):
+            yield None, _ends(asked[0], asked[1], str(tuple(asked)))
+            return
+    if isinstance(asked, str) or not all(isinstance(text, str) for text in asked):
+        raise UsageError(f"an input range is (low, high) or texts like 0,1 and x=0,1, not {asked!r}")
+    for text in asked:
+        yield _one(text)
+
+
+def _one(text: str) -> tuple[str | None, Ends | str]:
+    if text.endswith(".npz"):
+        return None, text
+    name, equals, ends = text.rpartition("=")
+    parts = ends.split(",")
+    try:
+        low, high = (float(part) for part in parts)
+    except ValueError:
+        raise UsageError(f"--input-range takes LO,HI or name=LO,HI or FILE.npz, not {text!r}") from None
+    if equals and not name:
+        raise UsageError(f"--input-range {text!r} names no input")
+    return name if equals else None, _ends(low, high, text)
+
+
+def _ends(low: float, high: float, text: str) -> Ends:
+    if not -math.inf < low <= high < math.inf:
+        raise UsageError(f"--input-range {text}: two finite numbers, the lower one first")
+    return float(low), float(high)

@@ -1,0 +1,188 @@
+"""Ranges behind ops that move, select, mix or reduce entries."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from snaudit import ranges
+from snaudit.bound import root_sum_squares_up, root_up, times_up
+from snaudit.ranges import UNKNOWN, Range, enclosing, flat, hull, with_zero
+from snaudit.rules.interface import Step
+
+
+def selected(step: Step) -> Range:
+    """Entries are moved, dropped or copied, none is new: one interval for all of them."""
+    return flat(step.range(0))
+
+
+def channelwise(step: Step) -> Range:
+    """Means and maxima over spatial axes: channels keep their intervals."""
+    one, shape = step.range(0), step.shape(0)
+    axes = 0 if shape is None else len(shape) - 2
+    if axes < 1 or any(end.shape[-axes:] != (1,) * min(axes, end.ndim) for end in (one.low, one.high)):
+        return flat(one)
+    return enclosing(one.low, one.high, one.rests)
+
+
+def sliced(step: Step) -> Range:
+    """As `selected`; a part of a slice has no larger norm than the slice."""
+    one = step.range(0)
+    return enclosing(one.low.min(), one.high.max(), one.rests, one.rows, one.sums)
+
+
+def cropped(step: Step) -> Range:
+    return with_zero(flat(step.range(0)))
+
+
+def reshaped(step: Step) -> Range:
+    """A last axis that is cut into pieces leaves each at most the whole's norm; one that is joined from m
+    pieces has √m times a piece's. (Rows lie one after another in memory.)"""
+    one = step.range(0)
+    plain = flat(one)
+    before, after = step.shape(0), step.output_shape()
+    if one.rows is None or one.rows[0] != -1 or not before or not after:
+        return plain
+    old, new = before[-1], after[-1]
+    if not old or not new:
+        return plain
+    if old % new == 0:
+        return enclosing(plain.low, plain.high, one.rests, one.rows, _last(one.sums))
+    if new % old == 0:
+        return enclosing(plain.low, plain.high, one.rests, (-1, times_up(one.rows[1], root_up(new / old))))
+    return plain
+
+
+def _last(most: tuple[int, float] | None) -> tuple[int, float] | None:
+    return most if most is not None and most[0] == -1 else None
+
+
+def transposed(step: Step) -> Range:
+    one, shape = step.range(0), step.shape(0)
+    if shape is None:
+        return flat(one)
+    rank = len(shape)
+    order = [int(axis) % rank for axis in step.attribute("perm", range(rank)[::-1])]
+
+    def moved(most: tuple[int, float] | None) -> tuple[int, float] | None:
+        return None if most is None else (order.index(most[0] % rank) - rank, most[1])
+
+    ends = [end.reshape((1,) * (rank - end.ndim) + end.shape).transpose(order) for end in (one.low, one.high)]
+    return enclosing(ends[0], ends[1], one.rests, moved(one.rows), moved(one.sums))
+
+
+def gathered(step: Step) -> Range:
+    """One interval for all; a row that is picked whole keeps its norm."""
+    one, shape = step.range(0), step.shape(0)
+    keeps = shape is not None and int(step.attribute("axis", 0)) % max(1, len(shape)) < len(shape) - 1
+    plain = flat(one)
+    row = math.inf
+    if keeps and shape and shape[-1] is not None:
+        row = one.rows[1] if one.rows is not None and one.rows[0] == -1 else math.inf
+    return enclosing(plain.low, plain.high, one.rests, (-1, row) if math.isfinite(row) else None)
+
+
+def concatenated(step: Step) -> Range:
+    parts = [step.range(index) for index in range(len(step.inputs))]
+    found = hull(parts)
+    shape = step.output_shape()
+    rows = [part.rows[1] if part.rows is not None and part.rows[0] == -1 else math.inf for part in parts]
+    if not shape or not all(map(math.isfinite, rows)):
+        return found
+    last = int(step.attribute("axis", 0)) % len(shape) == len(shape) - 1
+    row = root_sum_squares_up(rows) if last else max(rows)
+    return enclosing(found.low, found.high, found.rests, (-1, row))
+
+
+def padded(step: Step) -> Range:
+    one = flat(step.range(0))
+    if step.attribute("mode", "constant") != "constant":
+        return one
+    fill = np.array(step.attribute("value", 0.0)) if step.opset < 11 else np.array(0.0)
+    if step.opset >= 11 and step.has(2):
+        given = step.constant(2)
+        if given is None:
+            return UNKNOWN
+        fill = given
+    return hull([one, ranges.of_constant(fill), enclosing(0.0, 0.0)])
+
+
+def scattered(step: Step) -> Range:
+    return hull([step.range(0), step.range(2)]) if step.attribute("reduction", "none") == "none" else UNKNOWN
+
+
+def resized(step: Step) -> Range:
+    """Nearest and linear take means of entries. Cubic with −1 ≤ a ≤ 0: the weights at fraction t sum to 1,
+    the two outer ones are a·t(1−t)² and a·t²(1−t), negative, the inner ones positive, so Σ|w| = 1 + 2|a|t(1−t)
+    ≤ 1 + |a|/2 for each axis: m ± r becomes m ± r·(1 + |a|/2)^axes."""
+    modes = ("half_pixel", "half_pixel_symmetric", "pytorch_half_pixel", "align_corners", "asymmetric")
+    plain = step.attribute("coordinate_transformation_mode", "half_pixel") in modes
+    if not plain or step.attribute("exclude_outside", 0) or step.attribute("antialias", 0):
+        return UNKNOWN
+    one = flat(step.range(0))
+    mode = step.attribute("mode", "nearest")
+    if mode in ("nearest", "linear", "bilinear"):
+        return one
+    a, before, after = float(step.attribute("cubic_coeff_a", -0.75)), step.shape(0), step.output_shape()
+    if mode != "cubic" or not -1.0 <= a <= 0.0 or before is None or not one.bounded:
+        return UNKNOWN
+    changed = len(before)
+    if after is not None and len(after) == changed:
+        changed = sum(b is None or b != c for b, c in zip(before, after, strict=True))
+    middle, radius = float(one.low + one.high) / 2, float(one.high - one.low) / 2
+    radius = radius * (1.0 + abs(a) / 2) ** changed + 1e-12 * (abs(middle) + radius)
+    return enclosing(middle - radius, middle + radius, one.rests)
+
+
+def averaged(step: Step) -> Range:
+    one = channelwise(step)
+    return with_zero(one) if step.attribute("count_include_pad", 0) else one
+
+
+def reduced(step: Step) -> Range:
+    return flat(step.range(0))
+
+
+def _count(step: Step) -> int | None:
+    shape, axes = step.shape(0), step.attribute("axes")
+    if axes is None and step.has(1):
+        given = step.constant(1)
+        if given is None:
+            return None
+        axes = [int(a) for a in given.ravel()]
+    if not axes and step.attribute("noop_with_empty_axes", 0):
+        return None
+    if shape is None:
+        return None
+    sizes = shape if not axes else [shape[int(axis)] for axis in {int(a) % len(shape) for a in axes}]
+    return None if None in sizes else math.prod(sizes)
+
+
+def total(step: Step) -> Range:
+    one, count = flat(step.range(0)), _count(step)
+    if not count:  # nothing is known but the sign
+        low = 0.0 if float(one.low) >= 0.0 else -math.inf
+        return enclosing(low, 0.0 if float(one.high) <= 0.0 else math.inf, one.rests)
+    return ranges.multiplied(one, enclosing(float(count), float(count)))
+
+
+def euclidean(step: Step) -> Range:
+    one, count = step.range(0), _count(step)
+    return enclosing(0.0, math.inf if not count else times_up(one.largest, root_up(float(count))), one.rests)
+
+
+def absolute(step: Step) -> Range:
+    one, count = step.range(0), _count(step)
+    return enclosing(0.0, math.inf if not count else times_up(one.largest, float(count)), one.rests)
+
+
+def squares(step: Step) -> Range:
+    one, count = flat(ranges.squared(step.range(0))), _count(step)
+    high = math.inf if not count else times_up(float(one.high), float(count))
+    return enclosing(0.0, high, one.rests)
+
+
+def log_sum_exp(step: Step) -> Range:
+    one, count = flat(step.range(0)), _count(step)
+    return enclosing(one.low, math.inf if not count else float(one.high) + math.log(count) * 1.001 + 1e-9, one.rests)

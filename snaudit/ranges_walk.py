@@ -1,0 +1,66 @@
+"""Ranges on a walk: where the entries of each value lie, noted node by node beside the constants."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import onnx_ir as ir
+
+from snaudit import ranges_ops
+from snaudit.findings import Gap
+from snaudit.ranges import UNKNOWN, Range, flat, joined
+from snaudit.rules.interface import Step
+from snaudit.walk import (
+    MALFORMED,
+    Walk,
+    bodies_of,
+    branches_of,
+    is_default,
+    range_of,
+    value_of,
+    where_is,
+)
+
+
+def step_of(walk: Walk, node: ir.Node) -> Step:
+    """A node as rules see it. On a walk about errors without ranges: what rounding moved may lie outside."""
+    inputs = tuple(None if v is None else value_of(walk, v) for v in node.inputs)
+    imports = walk.model.graph.opset_imports
+    opset = imports.get("" if is_default(node) else node.domain) or imports.get("ai.onnx", 0)
+    operator = walk.operators.get(node.outputs[0])
+    known = (lambda value: UNKNOWN) if walk.errors else (lambda value: range_of(walk, value))
+    return Step(node, inputs, walk.norm, opset, operator, walk.fold, walk.errors, known)
+
+
+_NO_FUNCTION = frozenset({"random", "malformed", "training-mode", "bad-attribute", "bad-constant"})
+"""Gaps of nodes that are not what their op says: nothing follows about where their results lie."""
+
+
+def note_ranges(walk: Walk, node: ir.Node, gap: Gap | None) -> None:
+    """Note where the entries of a node's outputs lie; unknown where its op has no rule for that."""
+    outputs = [output for output in node.outputs if output not in walk.starts]
+    if walk.errors or all(walk.values[output].is_constant for output in outputs):
+        return  # read when asked for
+    found: Sequence[Range] = ()
+    try:
+        if gap is None or gap.code not in _NO_FUNCTION:
+            found = _ranges_of(walk, node)
+    except MALFORMED:
+        pass  # attributes that make no sense: unknown
+    table = f"the embedding {where_is(node)} stays within the range of its table"
+    for index, output in enumerate(node.outputs):
+        if output in outputs:
+            one = found[index] if index < len(found) else UNKNOWN
+            starts = walk.values[output].sources == {f"embedding {where_is(node)}"} and one.known
+            walk.ranges[output] = replace(one, rests=one.rests | {table}) if starts else one
+
+
+def _ranges_of(walk: Walk, node: ir.Node) -> Sequence[Range]:
+    if is_default(node) and node.op_type == "If":
+        branches = [[range_of(walk, value) for value in graph.outputs] for graph in branches_of(walk, node)]
+        return [pair[0] if len(pair) == 1 else flat(joined(flat(pair[0]), flat(pair[1])))
+                for pair in zip(*branches, strict=True)]  # fmt: skip
+    if any(key[1] == node.op_type for key in walk.model.functions) or bodies_of(node):
+        return ()
+    return ranges_ops.images(step_of(walk, node))

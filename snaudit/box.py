@@ -19,11 +19,11 @@ def check(asked: Asked) -> None:
 
 def parsed(asked: Asked) -> Iterator[tuple[str | None, Ends | str]]:
     """(input, or None for all; its ends, or the file that holds them) for each specification."""
-    if isinstance(asked, Sequence) and not isinstance(asked, str) and len(asked) == 2:
-        if all(isinstance(end, (int, float)) for end in asked):
-            yield None, _ends(asked[0], asked[1], str(tuple(asked)))
-            return
-    if isinstance(asked, str) or not all(isinstance(text, str) for text in asked):
+    pair = isinstance(asked, Sequence) and len(asked) == 2 and all(isinstance(x, (int, float)) for x in asked)
+    if pair:
+        yield None, _ends(asked[0], asked[1], str(tuple(asked)))
+        return
+    if not isinstance(asked, (tuple, list)) or not all(isinstance(text, str) for text in asked):
         raise UsageError(f"an input range is (low, high) or texts like 0,1 and x=0,1, not {asked!r}")
     for text in asked:
         yield _one(text)

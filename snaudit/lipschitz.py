@@ -12,6 +12,7 @@ import onnx_ir as ir
 from snaudit import joint, numerals, patterns, rules
 from snaudit.bound import UNBOUNDED, Bound, Grade, Norm, at_most, chain, exactly
 from snaudit.broadcasting import dims
+from snaudit.conclusions import assumptions_of, contributions_of, final_of, reached_from
 from snaudit.findings import Gap
 from snaudit.patterns import Shortcut
 from snaudit.quantized_nodes import picked_rows, source_of
@@ -110,9 +111,9 @@ def _rounding(walk: Walk, order: list[ir.Node]) -> str:
     )
     for node in order:
         _visit(second, node)
-    error = joint.stack([_final(second, output) for output in walk.model.graph.outputs], walk.norm).lip.upper
+    error = joint.stack([final_of(second, output) for output in walk.model.graph.outputs], walk.norm).lip.upper
     if math.isinf(error):
-        reached = _reached(second, walk.model.graph.outputs)
+        reached = reached_from(second, walk.model.graph.outputs)
         reasons = ["it exceeds the largest float64", *(second.gaps[v].reason for v in reached if v in second.gaps)]
         why = reasons[-1]  # the first on the way from the inputs
         return f"rounding adds to ‖f(x) − f(y)‖ ≤ L·‖x − y‖ an error that is not known: {why}"
@@ -344,8 +345,8 @@ def _larger(values: Sequence[Value]) -> Value:
 
 def _conclude(walk: Walk, order: list[ir.Node]) -> Composition:
     graph = walk.model.graph
-    finals = [_final(walk, output) for output in graph.outputs]
-    reached = _reached(walk, graph.outputs)
+    finals = [final_of(walk, output) for output in graph.outputs]
+    reached = reached_from(walk, graph.outputs)
     gaps = [walk.gaps[v] for v in reached if v.producer() is None and v in walk.gaps]
     for node in order:
         gaps += [
@@ -365,76 +366,6 @@ def _conclude(walk: Walk, order: list[ir.Node]) -> Composition:
         bound if bound.bounded else UNBOUNDED,
         tuple((o.name or "?", f.lip) for o, f in zip(graph.outputs, finals, strict=True)),
         tuple(dict.fromkeys(gaps)),
-        _assumptions(walk, order, reached, stacked),
-        tuple(_contributions(walk, order, reached)),
+        assumptions_of(walk, order, reached, stacked),
+        tuple(contributions_of(walk, order, reached)),
     )
-
-
-def _final(walk: Walk, output: ir.Value) -> Value:
-    """What is known of a graph output; a step function has no bound there either."""
-    value = value_of(walk, output)
-    if value.jumps is None:
-        return value
-    op = output.producer().op_type if output.producer() is not None else "output"
-    reason = f"output {output.name} is a step function of the network's input"
-    walk.gaps[output] = Gap("step", value.jumps, op, reason, "take this output out of the model")
-    return Value(UNBOUNDED, value.sources)
-
-
-def _reached(walk: Walk, outputs: Sequence[ir.Value]) -> dict[ir.Value, None]:
-    """The values that the bound rests on: behind a shortcut only its source."""
-    reached: dict[ir.Value, None] = {}
-    stack = list(outputs)
-    while stack:
-        value = stack.pop()
-        if value in reached or value_of(walk, value).is_constant:
-            continue
-        reached[value] = None
-        if value in walk.taken:
-            stack.append(walk.taken[value].source)
-        elif value.producer() is not None:
-            stack.extend(reads_of(walk, value.producer()))
-    return reached
-
-
-def _assumptions(
-    walk: Walk, order: list[ir.Node], reached: dict[ir.Value, None], stacked: Value
-) -> tuple[str, ...]:
-    graph = walk.model.graph
-    found = []
-    real = [v.name or "?" for v in graph.inputs if v.name in stacked.sources]
-    held = [v.name or "?" for v in graph.inputs if v in walk.integers]
-    if len(real) > 1:
-        found.append(f"the real inputs {', '.join(real)} vary together: one norm over all of them")
-    if held:
-        found.append(f"the integer inputs {', '.join(held)} are held fixed")
-    embeddings = [name for name in walk.embeddings if f"embedding {name}" in stacked.sources]
-    if embeddings:
-        found.append(f"the bound starts at the output of the embedding {', '.join(embeddings)}")
-    if len(graph.outputs) > 1:
-        found.append(f"the {len(graph.outputs)} outputs count together: one norm over all of them")
-    for node in order:
-        found += [
-            s for o in node.outputs if o in reached for s in walk.values[o].assumes
-        ]
-    return tuple(dict.fromkeys(found))
-
-
-def _contributions(
-    walk: Walk, order: list[ir.Node], reached: dict[ir.Value, None]
-) -> Iterator[tuple[str, float]]:
-    """The factors along the way: each layer's norm, each shortcut's, and what other ops multiply by."""
-    for node in order:
-        output = next((o for o in node.outputs if o in reached), None)
-        if output is None:
-            continue
-        name = walk.names.get(output) or where_is(node)
-        varying = [v for v in map(walk.values.get, node.inputs) if v is not None and not v.is_constant]
-        if output in walk.taken:
-            yield walk.taken[output].name, walk.taken[output].bound.upper
-        elif output in walk.operators:
-            yield name, walk.operators[output].upper
-        elif len(varying) == 1 and varying[0].lip.bounded and walk.values[output].lip.bounded:
-            before, after = varying[0].lip.upper, walk.values[output].lip.upper
-            if before > 0.0 and abs(after / before - 1.0) > 1e-9:
-                yield name, after / before

@@ -15,6 +15,7 @@ from onnx_ir.passes.common import ShapeInferencePass
 from snaudit import lipschitz
 from snaudit.bound import NORMS, Bound, Norm, at_most
 from snaudit.lipschitz import Composition, Shortcut
+from snaudit.ranges import Range, enclosing
 
 Function = Callable[[np.ndarray], np.ndarray]
 KINDS = {
@@ -127,8 +128,9 @@ def composed(
     norm: Norm = "l2",
     operators: Mapping[str, Mapping[Norm, float]] = {},
     shortcuts: Callable[[dict[str, ir.Value]], list[Shortcut]] = lambda values: [],
+    box: Mapping[str, tuple[Any, Any]] = {},
 ) -> Composition:
-    """`compose` of a model; `operators` by the name of the node's first output."""
+    """`compose` of a model; `operators` by the name of the node's first output, `box` by the input's."""
     graph = read(model)
     values = {v.name: v for v in graph.graph.inputs}
     values |= {o.name: o for n in ir.traversal.RecursiveGraphIterator(graph.graph) for o in n.outputs}
@@ -136,7 +138,11 @@ def composed(
         values[name]: at_most(table[norm], "given") for name, table in operators.items() if name in values
     }
     names = {values[name]: f"layer {name}" for name in operators if name in values}
-    return lipschitz.compose(graph, norm, norms, names, shortcuts(values), fold)
+    return lipschitz.compose(graph, norm, norms, names, shortcuts(values), fold, stated(box))
+
+
+def stated(box: Mapping[str, tuple[Any, Any]]) -> dict[str, Range]:
+    return {name: enclosing(low, high, frozenset({f"box of {name}"})) for name, (low, high) in box.items()}
 
 
 def norms_of(weight: np.ndarray) -> dict[Norm, float]:

@@ -35,6 +35,7 @@ class Case:
     outputs: int = 1
     data: int = 0
     single: bool = False
+    box: tuple[float, float] | None = None
 
     @property
     def name(self) -> str:
@@ -451,4 +452,60 @@ OTHERS = (
     case("PRelu", (2, 1), np.full(3, -1.5), linear=False, points=lambda n: -level(n)),
     case("PRelu", (1, 3, 4), np.array([[-1.5], [0.2], [2.0]]), linear=False, points=lambda n: -level(n)),
     case("Scatter", (4, 3), np.array([[1, 0, 2]]), np.ones((1, 3)), opset=9),
+)
+
+RANGED = (
+    *(
+        curve(op, box=box)
+        for op, box in (
+            ("Exp", (-2.0, 1.5)),
+            ("Log", (0.1, 3.0)),
+            ("Sqrt", (0.3, 4.0)),
+            ("Reciprocal", (0.2, 3.0)),
+            ("Reciprocal", (-3.0, -0.5)),
+            ("Sigmoid", (1.0, 3.0)),
+            ("Tanh", (-4.0, -0.5)),
+            ("Erf", (0.5, 0.9)),
+            ("Softplus", (-3.0, -1.0)),
+            ("Softsign", (1.0, 3.0)),
+            ("Atan", (1.0, 3.0)),
+            ("Sin", (1.0, 2.5)),
+            ("Cos", (-0.4, 0.3)),
+            ("Elu", (-3.0, -1.0)),
+            ("Selu", (-3.0, -1.0)),
+            ("Celu", (-3.0, -1.0)),
+            ("LeakyRelu", (-3.0, -1.0)),
+            ("Relu", (-3.0, 1.0)),
+            ("HardSwish", (-2.0, 1.0)),
+            ("HardSwish", (3.5, 5.0)),
+            ("HardSigmoid", (-1.0, 1.0)),
+        )
+    ),
+    *(
+        curve(op, box=box, single=True)
+        for op, box in (
+            ("Asinh", (1.0, 3.0)),
+            ("Sinh", (-2.0, 1.0)),
+            ("Cosh", (-2.0, 1.0)),
+            ("Asin", (-0.5, 0.9)),
+            ("Acos", (-0.5, 0.9)),
+            ("Acosh", (1.2, 3.0)),
+            ("Atanh", (-0.5, 0.9)),
+            ("Tan", (-1.0, 0.5)),
+        )
+    ),
+    curve("Gelu", opset=20, box=(-1.0, 0.5)),
+    curve("Gelu", opset=20, box=(-4.0, -1.0)),
+    curve("Gelu", opset=20, approximate="tanh", box=(-1.0, 0.5)),
+    curve("Gelu", domain="com.microsoft", box=(2.5, 4.0)),
+    curve("QuickGelu", domain="com.microsoft", alpha=4.0, box=(-2.0, 0.1)),
+    curve("FastGelu", domain="com.microsoft", box=(-2.0, 0.1)),
+    curve("Swish", opset=24, alpha=0.5, box=(-2.0, 0.1)),
+    curve("Mish", opset=18, box=(-1.0, 0.3)),
+    curve("PRelu", [0.3], box=(-2.0, -1.0)),
+    curve("Pow", np.array([2.0]), box=(-3.0, 1.0)),
+    curve("Pow", np.array([3.0]), box=(-3.0, 1.0)),
+    curve("Pow", np.array([0.5]), box=(0.2, 1.0)),
+    curve("Pow", np.array([-1.5]), box=(0.2, 1.0)),
+    curve("Pow", np.array([1.5]), data=1, box=(-2.0, 2.0)),
 )

@@ -24,7 +24,7 @@ LEVELS = (
     ("rewriting",),
     ("between_cuts",),
     ("policy", "report", "measuring", "outputs", "writing", "extraction", "lipschitz", "stated"),
-    ("stretches", "parameters", "quantized_parameters", "nodes", "places", "quantized_nodes", "ranges_walk", "walk",
+    ("stretches", "parameters", "quantized_parameters", "nodes", "places", "quantized_nodes", "ranges_walk", "walk", "conclusions",
      "cuts"),
     ("layers", "patterns"),
     ("forms", "dequantized", "formats", "sigma", "rules", "sections", "linearized", "watched"),

@@ -201,9 +201,9 @@ def raising(step: Step) -> tuple[Value, ...]:
             return (through(step.data(), at_most(1.0, "slope")),)
         if 0.0 < abs(number) < 100.0:
             return (_needing(step, power(number)),)
-    if step.varying == (1,) and base is not None and base.size == 1:
-        if 0.0 < float(base.ravel()[0]) < math.inf:
-            return (_needing(step, raised(float(base.ravel()[0])), 1),)
+    number = math.nan if step.varying != (1,) or base is None or base.size != 1 else float(base.ravel()[0])
+    if 0.0 < number < math.inf:
+        return (_needing(step, raised(number), 1),)
     raise Unbounded(
         "a power's slope grows with its argument (or at zero)",
         "state the range of its argument, or use a function of bounded slope",

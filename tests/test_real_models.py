@@ -65,7 +65,7 @@ LIGHT_GRAPHS = {
     "light_vgg19.onnx": 19,
     "light_zfnet512.onnx": 8,
 }
-BOUNDED = {"bak_ovr.onnx", "model_v8.onnx", "sig.onnx", *LIGHT_GRAPHS}
+BOUNDED = {"bak_ovr.onnx", "model_v8.onnx", "sig.onnx", "rivagan_decoder.onnx", *LIGHT_GRAPHS}
 BIG = 1200
 """Above so many rows and columns numpy's SVD takes minutes: there the witness is held to the bound."""
 

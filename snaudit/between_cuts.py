@@ -15,8 +15,8 @@ from snaudit.linear import AnyMap, Dense
 from snaudit.patterns import Shortcut
 from snaudit.sections import Effort
 
-_WORK = 2e10
-"""Operations of the searches of a whole network, about: some two seconds of one core."""
+_WORK = 1e11
+"""Operations of the searches of a whole network, about: some three seconds of one core."""
 
 
 @dataclass(frozen=True, slots=True)

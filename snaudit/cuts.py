@@ -21,7 +21,7 @@ from snaudit.linearized import LARGEST, Coefficients
 from snaudit.sections.interface import Section, Unit
 
 _MOST_NEURONS = 4000
-"""Entries of a section's source and units together: its certificate is a matrix of that order."""
+"""Entries of a section's units together: its certificate is a matrix of about that order."""
 _SMALL = 256
 _NARROWEST = 2.0**-20
 _MOST_WORK = 2e10
@@ -50,7 +50,7 @@ class _Trunk:
 
     @property
     def neurons(self) -> int:
-        return self.size + sum(unit.size for unit in self.units)
+        return sum(unit.size for unit in self.units)
 
 
 @dataclass(slots=True)

@@ -24,6 +24,7 @@ from snaudit.rules.pointwise import ROWS
 from snaudit.sections import Effort, Section, Unit, certificate
 from snaudit.sections.interface import Blocks
 from snaudit.sections.multipliers import best_closed, minimize
+from snaudit.sections.narrowing import narrowed
 from snaudit.sections.sector import Recursion
 
 DIFFERENCES = 1e-6
@@ -138,8 +139,8 @@ def test_the_slopes_are_used_and_not_a_factor_of_them() -> None:
 def test_a_bound_a_little_too_low_has_no_certificate(kind: str) -> None:
     section = random_section(1, (4, 8, 8, 3), *SLOPES[kind], dense=True)
     recursion = Recursion(section)
-    start = np.log(np.concatenate(best_closed(section, recursion)[1]))
-    squared, logs = minimize(recursion.descend, start, 200)
+    start = np.log(np.concatenate(best_closed(section, recursion, EFFORT)[1]))
+    squared, logs, _ = minimize(recursion.descend, start, 200)
     best = np.split(np.exp(logs), np.cumsum(recursion.sizes)[:-1])
     proved = certificate.prove(section, best, squared)
     assert np.sqrt(squared) <= proved <= np.sqrt(squared) * (1 + 1e-7)
@@ -151,10 +152,28 @@ def test_a_bound_a_little_too_low_has_no_certificate(kind: str) -> None:
         assert certificate.prove(section, other, squared * 0.97) > steepest(section, seed, 1)
 
 
+@pytest.mark.parametrize("dense", [False, True])
+def test_a_narrowed_input_changes_nothing_but_the_size(dense: bool) -> None:
+    section = random_section(4, (60, 6, 5, 3), 0.0, 1.0, dense)
+    narrow = narrowed(section)
+    assert narrow.inputs == (14 if dense else 6)
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        at = [rng.uniform(u.low, u.high) for u in section.units]
+        wide, slim = (np.linalg.norm(jacobian_at(s, at), 2) for s in (section, narrow))
+        assert wide <= slim * (1 + 1e-13) and slim <= wide * (1 + 1e-8)
+    joint = [np.concatenate([row[0].centre for row in s.rows if 0 in row]) for s in (section, narrow)]
+    with mpmath.workdps(60):
+        grams = [mpmath.matrix(a) * mpmath.matrix(a).T for a in joint]
+        assert min(mpmath.eigsy(grams[1] - grams[0], eigvals_only=True)) >= 0
+    zero = Section(60, section.units[:0], {0: Enclosed(np.zeros((3, 60)))})
+    assert narrowed(zero) is zero
+
+
 def test_the_certificate_counts_the_radius_of_its_blocks() -> None:
     section = random_section(2, (4, 8, 8, 3), 0.0, 1.0)
     recursion = Recursion(section)
-    _, multipliers, squared = best_closed(section, recursion)
+    _, multipliers, squared = best_closed(section, recursion, EFFORT)
     sharp = certificate.prove(section, multipliers, squared)
 
     def blurred(blocks: dict, size: float) -> dict:
@@ -165,30 +184,41 @@ def test_the_certificate_counts_the_radius_of_its_blocks() -> None:
         wide = certificate.prove(Section(4, units, blurred(section.output, size)), multipliers, squared)
         assert wide >= sharp * (1 + least)
         assert np.isinf(wide) == np.isinf(least)
+    for place in range(3):  # each block's own radius counts: as much as its worst matrix needs
+        rows = [blurred(row, 1e-5) if k == place else row for k, row in enumerate(section.rows)]
+        units = tuple(Unit(row, u.low, u.high) for row, u in zip(rows, section.units, strict=False))
+        assert certificate.prove(Section(4, units, rows[-1]), multipliers, squared) >= sharp * (1 + 1e-7)
 
 
 def test_the_gradient_is_that_of_the_function() -> None:
     for dense in (False, True):
         section = random_section(3, (7, 5, 6, 3), -0.1, 1.1, dense)
         recursion = Recursion(section)
-        logs = np.log(np.concatenate(best_closed(section, recursion)[1])) - 0.2
+        logs = np.log(np.concatenate(best_closed(section, recursion, EFFORT)[1])) - 0.2
         _, _, slope = recursion.descend(logs)
         move = np.random.default_rng(0).standard_normal(logs.size) * 1e-5
         difference = recursion.descend(logs + move)[1] - recursion.descend(logs - move)[1]
         assert difference == pytest.approx(2 * float(slope @ move), rel=1e-6)
 
 
-def test_less_effort_gives_a_bound_between() -> None:
+def test_less_effort_gives_a_bound_between_and_none_of_it_none() -> None:
     section = random_section(0, (5, *(30,) * 5, 5), 0.0, 1.0)
-    found = [sections.METHODS[3].measure(section, Effort(EFFORT.norm, work)).upper for work in (0.0, 2e7, 2e10)]
-    closed = sections.METHODS[2].measure(section, EFFORT).upper
-    assert found[2] < found[1] < found[0] <= closed * (1 + 1e-9)
+    closed, search = sections.METHODS[2].measure, sections.METHODS[3].measure
+    found = [search(section, Effort(EFFORT.norm, work)).upper for work in (3e10, 1e8, 1.5e7)]
+    assert found[0] < found[1] < found[2] <= closed(section, Effort(EFFORT.norm, 1.5e7)).upper
+    assert closed(section, EFFORT).upper < 1.001 * closed(section, Effort(EFFORT.norm, 1e7)).upper < np.inf
+    for method in (closed, search, sections.METHODS[0].measure):
+        assert np.isinf(method(section, Effort(EFFORT.norm, 1e3)).upper)
 
 
 def test_enclosed_products_hold_the_exact_ones() -> None:
     rng = np.random.default_rng(0)
     a, b, c = (rng.standard_normal((5, 5)) * 10.0 ** rng.integers(-8, 8, (5, 5)) for _ in range(3))
     factors = rng.standard_normal(5)
+    alone = product(Enclosed(a), Enclosed(b))
+    with mpmath.workdps(60):
+        exact = mpmath.matrix(a) * mpmath.matrix(b) - mpmath.matrix(alone.centre)
+        assert (np.array(exact.apply(abs).tolist(), dtype=float) <= alone.radius).all()
     found = total(scaled(product(product(Enclosed(a), Enclosed(b)), Enclosed(c)), factors), Enclosed(b), -1.0)
     with mpmath.workdps(60):
         exact = mpmath.diag([mpmath.mpf(f) for f in factors]) * mpmath.matrix(a) * mpmath.matrix(b) * mpmath.matrix(c)
@@ -322,6 +352,18 @@ def test_every_activation_in_a_residual_network(name: str, tmp_path: Path) -> No
         best = max(best, float(value))
     assert best <= network.bound.upper * (1 + 2e-3)
     assert network.bound.upper <= 2.2 * best
+
+
+@pytest.mark.parametrize("factor", [-2.0, 0.5])
+def test_the_slopes_of_an_activation_in_parts_keep_their_sign(factor: float) -> None:
+    weights = {"w": np.eye(3), "c": np.array(factor)}
+    nodes = [node("MatMul", "x w", "a"), node("Sigmoid", "a", "b"), node("Mul", "c a", "d"), node("Mul", "d b", "h")]
+    model = make_model([*nodes, node("MatMul", "h w", "y")], {"x": ["n", 3]}, weights)
+    (cut,) = cuts.find_sections(read(model))
+    (unit,) = cut.section.units
+    low, high = sorted(end * factor for end in slopes.SILU)
+    assert (unit.low <= low).all() and (unit.high >= high).all()
+    np.testing.assert_allclose((unit.low, unit.high), np.outer((low, high), np.ones(3)), rtol=1e-13)
 
 
 OPS: list[tuple[onnx.NodeProto, list, dict]] = [

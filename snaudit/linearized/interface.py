@@ -20,9 +20,9 @@ import onnx_ir as ir
 from snaudit import folding
 from snaudit.enclosed import Enclosed, product, scaled
 
-LARGEST = 2048
+LARGEST = 4096
 """Entries of the largest value that is followed."""
-MOST = 1 << 22
+MOST = 1 << 23
 """Entries of the largest matrix that is written out."""
 
 

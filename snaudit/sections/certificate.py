@@ -12,7 +12,9 @@ from snaudit.rounding import SAFE, TINY, U, cholesky_deficit, gamma
 from snaudit.sections.interface import Section
 
 _SLACKS = (1e-10, 1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3)
-LARGEST = 6000
+_FEW = (1e-8, 1e-6, 1e-4, 1e-3)
+_LARGE = 1500
+LARGEST = 5000
 """Rows of the largest matrix that is factorized."""
 
 
@@ -33,14 +35,14 @@ def prove(section: Section, multipliers: list[np.ndarray], squared: float) -> fl
     `cholesky_deficit` + one rounding of the diagonal: if LAPACK's Cholesky completes, the exact matrix is
     positive semidefinite (Rump, *Verification of positive definiteness*, BIT 46, 2006).
     """
-    if _order(section) > LARGEST:
+    if order_of(section) > LARGEST:
         return math.inf
     weights = [_weight(unit.high - unit.low, m) for unit, m in zip(section.units, multipliers, strict=True)]
     if not all(np.isfinite(w).all() for w in weights) or not 1e-200 < squared < 1e200:
         return math.inf
     matrix, places = _matrix(section, weights)
     ends = places[-1]
-    for slack in _SLACKS:
+    for slack in _SLACKS if len(matrix) < _LARGE else _FEW:
         rho = squared * (1.0 + slack)
         matrix[np.arange(ends.start, ends.stop), np.arange(ends.start, ends.stop)] = rho
         if _positive(section, weights, matrix, places):
@@ -48,7 +50,8 @@ def prove(section: Section, multipliers: list[np.ndarray], squared: float) -> fl
     return math.inf
 
 
-def _order(section: Section) -> int:
+def order_of(section: Section) -> int:
+    """The order of the section's matrix."""
     return sum(section.sizes) + section.outputs
 
 
@@ -64,7 +67,7 @@ def _places(section: Section) -> list[slice]:
 def _matrix(section: Section, weights: list[np.ndarray]) -> tuple[np.ndarray, list[slice]]:
     """(the matrix with ρ still missing, where its blocks are); only the lower triangle counts."""
     places = _places(section)
-    matrix = np.zeros((_order(section),) * 2)
+    matrix = np.zeros((order_of(section),) * 2)
     matrix[places[0], places[0]] = np.eye(section.inputs)
     for k, (unit, weight) in enumerate(zip(section.units, weights, strict=True), start=1):
         np.fill_diagonal(matrix[places[k], places[k]], weight)

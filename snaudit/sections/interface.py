@@ -62,7 +62,7 @@ class Effort:
     same model gives the same number everywhere. norm: measures a matrix's l2 norm."""
 
     norm: Callable[[np.ndarray], Bound]
-    work: float = 2e10
+    work: float = 1e11
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,22 +4,42 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
 from snaudit.bound import UNBOUNDED, Bound, Grade, at_most
 from snaudit.sections.absolute import Absolute
-from snaudit.sections.certificate import LARGEST, prove
+from snaudit.sections.certificate import LARGEST, order_of, prove
 from snaudit.sections.interface import Effort, Method, Section
+from snaudit.sections.narrowing import narrowed
 from snaudit.sections.sector import Recursion
 
 _STEPS = 400
 _MEMORY = 20
+_SMOOTHINGS = ((30, 0.6), (300, 0.6), (3000, 1.0))
+"""Powers of the Schatten norm in turn, and the share of the remaining steps that each may take."""
+_FEWEST = 3
+"""Steps of a search below which it is not begun."""
+_ONE_WAY = 0.4
+"""The share of `Recursion.work` that the way forward takes."""
+_EXACT = 128
 _Rule = Callable[[np.ndarray], np.ndarray]
 
 
 def _largest(matrix: np.ndarray) -> float:
-    return float(np.linalg.eigvalsh(matrix)[-1])
+    """λmax, about; of large matrices by power iteration on a shifted matrix, where too little is no harm."""
+    if len(matrix) <= _EXACT:
+        return float(np.linalg.eigvalsh(matrix)[-1])
+    shift = float(np.abs(matrix).sum(axis=1).max()) * 0.1
+    vector, value = np.ones(len(matrix)) / np.sqrt(len(matrix)), 0.0
+    for _ in range(40):
+        image = matrix @ vector + shift * vector
+        value = float(np.linalg.norm(image))
+        if value == 0.0:
+            return 0.0
+        vector = image / value
+    return 1.01 * (value - shift)
 
 
 def _spectral(c: float) -> _Rule:
@@ -55,27 +75,30 @@ def _diagonal(c: float) -> _Rule:
 
 
 CLOSED: dict[str, _Rule] = {
-    "SN 1": _spectral(1.0),
-    "SN 1.3": _spectral(1.3),
-    "SN 1.5": _spectral(1.5),
-    "GC 1.5": _circles(1.5),
-    "GC 1.7": _circles(1.7),
-    "GC 1.99": _circles(1.99),
-    "Shift 1.3": _shifted(1.3),
     "Shift 1.5": _shifted(1.5),
-    "Shift 1.7": _shifted(1.7),
+    "GC 1.5": _circles(1.5),
     "Diag 1.5": _diagonal(1.5),
+    "GC 1.99": _circles(1.99),
+    "SN 1.5": _spectral(1.5),
+    "Shift 1.7": _shifted(1.7),
+    "GC 1.7": _circles(1.7),
+    "SN 1.3": _spectral(1.3),
+    "Shift 1.3": _shifted(1.3),
     "Diag 1.9": _diagonal(1.9),
+    "SN 1": _spectral(1.0),
 }
 """T = Λ/2 from Γ, the covariance of a unit's z; feasible for λmax(T^½ΓT^½) < 2 (Syed & Hu, *Improved scalable
-Lipschitz bounds for deep neural networks*, arXiv 2503.14297, 2025; Xu & Sivaranjani, *ECLipsE*, NeurIPS 2024)."""
+Lipschitz bounds for deep neural networks*, arXiv 2503.14297, 2025; Xu & Sivaranjani, *ECLipsE*, NeurIPS 2024). Those
+that are seldom the best come last: wide sections try only as many as the effort allows."""
 
 
 def closed_forms(section: Section, effort: Effort) -> Bound:
     """The least bound of the closed forms of Syed & Hu (2025) and of multipliers from Perron vectors."""
-    if not section.units or sum(section.sizes) > LARGEST:
+    section = _narrowed(section)
+    recursion = _recursion(section)
+    if recursion is None or _ONE_WAY * recursion.work > 2 * effort.work:
         return UNBOUNDED
-    _, (_, multipliers, squared) = _started(section)
+    _, multipliers, squared = best_closed(section, recursion, effort)
     return at_most(prove(section, multipliers, squared), "LipSDP, closed form")
 
 
@@ -87,29 +110,42 @@ def searched(section: Section, effort: Effort) -> Bound:
     Optimization*, 2nd ed., algorithm 7.4), as many steps as `effort` allows. The gradient is written
     out (`Recursion.backward`): no autograd, no SDP solver.
     """
-    if not section.units or sum(section.sizes) > LARGEST:
+    section = _narrowed(section)
+    recursion = _recursion(section)
+    budget = 0 if recursion is None else int(min(_STEPS, effort.work / recursion.work))
+    if recursion is None or budget < _FEWEST:
         return UNBOUNDED
-    recursion, (_, multipliers, squared) = _started(section)
+    _, multipliers, squared = best_closed(section, recursion, effort)
     if not np.isfinite(squared):
         return UNBOUNDED
-    budget = int(min(_STEPS, effort.work / max(recursion.work, 1.0)))
     logs = np.log(np.maximum(np.concatenate(multipliers), 1e-300))
-    squared, logs = minimize(recursion.descend, logs, budget)
+    for recursion.power, share in _SMOOTHINGS:  # ever closer to the largest eigenvalue itself
+        found = minimize(recursion.descend, logs, int(share * budget))
+        budget -= found.steps
+        if found.squared <= squared:
+            squared, logs = found.squared, found.point
     multipliers = np.split(np.exp(np.clip(logs, -300, 300)), np.cumsum(recursion.sizes)[:-1])
     return at_most(prove(section, multipliers, squared), "LipSDP, first-order search")
 
 
+_narrowed = lru_cache(maxsize=2)(narrowed)
+
+
 @lru_cache(maxsize=2)
-def _started(section: Section) -> tuple[Recursion, tuple[str, list[np.ndarray], float]]:
-    """The recursion and its best closed form: both methods begin with them."""
-    recursion = Recursion(section)
-    return recursion, best_closed(section, recursion)
+def _recursion(section: Section) -> Recursion | None:
+    """The section's recursion; None where there is nothing to choose or its certificate would be too large."""
+    return Recursion(section) if section.units and order_of(section) <= LARGEST else None
 
 
-def best_closed(section: Section, recursion: Recursion) -> tuple[str, list[np.ndarray], float]:
+@lru_cache(maxsize=2)
+def best_closed(
+    section: Section, recursion: Recursion, effort: Effort
+) -> tuple[str, list[np.ndarray], float]:
     """(name, multipliers, ρ) of the best closed form; ρ in plain floats."""
-    tried = [(name, *_walk(recursion, rule)) for name, rule in CLOSED.items()]
-    tried += [("Perron", m, recursion.bound(m)) for m in _perron(section)]
+    budget = 0.5 * effort.work / (_ONE_WAY * recursion.work)
+    tried = [(name, *_walk(recursion, rule)) for name, rule in list(CLOSED.items())[: max(1, int(budget))]]
+    if budget > len(CLOSED):
+        tried += [("Perron", m, recursion.bound(m)) for m in _perron(section)]
     return min(tried, key=lambda item: item[2])
 
 
@@ -117,10 +153,10 @@ def _walk(recursion: Recursion, rule: _Rule) -> tuple[list[np.ndarray], float]:
     """The multipliers that a closed form gives stage by stage, and ρ."""
     covariance, found = np.eye(recursion.inputs), []
     for stage in recursion.stages:
-        gamma = stage.read @ covariance @ stage.read.T
+        seen = recursion.seen(stage, covariance)
         try:
-            multiplier = np.clip(2.0 * rule(gamma), 1e-250, 1e250)
-            covariance, _ = recursion.forward(stage, covariance, multiplier)
+            multiplier = np.clip(2.0 * rule(seen[1]), 1e-250, 1e250)
+            covariance, _ = recursion.forward(stage, covariance, multiplier, seen)
         except np.linalg.LinAlgError:
             return [np.ones(n) for n in recursion.sizes], float("inf")
         found.append(multiplier)
@@ -147,15 +183,26 @@ def _perron(section: Section) -> Iterator[list[np.ndarray]]:
         yield found
 
 
+class Found(NamedTuple):
+    """The least ρ that a search has seen, where, and after how many evaluations it ended."""
+
+    squared: float
+    point: np.ndarray
+    steps: int
+
+
 def minimize(
     function: Callable[[np.ndarray], tuple[float, float, np.ndarray]], start: np.ndarray, budget: int
-) -> tuple[float, np.ndarray]:
-    """(the least ρ seen, where), of a function that returns (ρ, what to minimize, its gradient)."""
-    point = start
+) -> Found:
+    """Minimize a function that returns (ρ, what to descend on, its gradient)."""
+    point, given = start, budget
+    if budget < 2:
+        return Found(float("inf"), start, 0)
+    budget -= 1
     top, value, slope = function(point)
     best = (top, point)
     pairs: list[tuple[np.ndarray, np.ndarray, float]] = []
-    while budget > 1:
+    while budget > 0:
         direction = -_inverse_hessian(slope, pairs)
         if float(direction @ slope) >= 0.0:
             pairs, direction = [], -slope
@@ -185,7 +232,7 @@ def minimize(
         if value - new < 1e-9:
             break
         point, value, slope = moved, new, after
-    return best
+    return Found(*best, given - budget)
 
 
 def _inverse_hessian(

@@ -27,7 +27,6 @@ import numpy as np
 from snaudit.sections.interface import Section
 
 _RANK = 1e-12
-_POWER = 30
 _MARGIN = 1e-6
 _SMALL = 700
 
@@ -53,11 +52,15 @@ class Trace:
 
 
 class Recursion:
-    """A section as a walk of states, in plain float64: only a search, nothing here is a proof."""
+    """A section as a walk of states, in plain float64: only a search, nothing here is a proof.
+
+    power: of the Schatten norm that stands for the largest eigenvalue, whose slope jumps, in a search
+    """
 
     def __init__(self, section: Section) -> None:
         self.inputs, self.stages, self.last = _states(section)
         self.sizes = [unit.size for unit in section.units]
+        self.power = 30
 
     @property
     def work(self) -> float:
@@ -65,15 +68,25 @@ class Recursion:
         total = 0.0
         for stage in self.stages:
             n, m = stage.read.shape
-            total += 6 * n**3 + 6 * n * m * (n + m) + (0 if stage.made.ndim == 1 else 8 * n * n * len(stage.made))
+            total += 8 * n**3 + 6 * n * m * (n + m) + (0 if stage.made.ndim == 1 else 8 * n * n * len(stage.made))
             total += 0 if stage.keep is None else 8 * stage.keep.size * (n + m)
-        return total + 10.0 * len(self.last) ** 3
+        return total + 10.0 * len(self.last) ** 3 + 1.0
 
-    def forward(self, stage: Stage, covariance: np.ndarray, multiplier: np.ndarray) -> tuple[np.ndarray, Trace]:
+    def seen(self, stage: Stage, covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(HS, Γ = HSHᵀ)."""
+        image = stage.read @ covariance
+        return image, image @ stage.read.T
+
+    def forward(
+        self,
+        stage: Stage,
+        covariance: np.ndarray,
+        multiplier: np.ndarray,
+        seen: tuple[np.ndarray, np.ndarray] | None = None,
+    ) -> tuple[np.ndarray, Trace]:
         """The next state's covariance. Raises LinAlgError for a multiplier that is too large."""
         d = np.sqrt(multiplier)
-        image = stage.read @ covariance
-        gamma = image @ stage.read.T
+        image, gamma = self.seen(stage, covariance) if seen is None else seen
         core = np.eye(len(d)) - 0.25 * (d[:, None] * gamma * d)
         np.linalg.cholesky(core - _MARGIN * np.eye(len(d)))  # what no output sees may go to the very edge
         inverse = np.linalg.inv(core)
@@ -118,9 +131,9 @@ class Recursion:
         """(ρ, a smooth upper envelope of log ρ, its slope by the last covariance)."""
         values, vectors = np.linalg.eigh(self.last @ covariance @ self.last.T)
         top = max(float(values[-1]), 1e-300)
-        weights = np.clip(values / top, 0.0, None) ** (_POWER - 1)
+        weights = np.clip(values / top, 0.0, None) ** (self.power - 1)
         total = float(np.sum(weights * np.clip(values / top, 0.0, None)))
-        smooth = np.log(top) + np.log(total) / _POWER
+        smooth = np.log(top) + np.log(total) / self.power
         rows = vectors.T @ self.last
         return top, float(smooth), rows.T @ ((weights / (total * top))[:, None] * rows)
 

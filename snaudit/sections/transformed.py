@@ -20,7 +20,7 @@ def measure(section: Section, effort: Effort) -> Bound:
     weights and no longer of their norms. The products' rounding is enclosed, their norms are proved
     uppers. Never above the product of norms where 0 ≤ α; loose by what the triangle inequality loses.
     """
-    if _work(section) > effort.work:
+    if _work(section) > 4 * effort.work:
         return UNBOUNDED
     seen: list[Blocks] = []
     reach: list[float] = []

@@ -94,13 +94,15 @@ def root_sum_squares_up(terms: Iterable[float]) -> float:
 class Bound:
     """An enclosure lower ≤ gain ≤ upper, with the grade of its upper end and the method behind it.
 
-    Raises ValueError for an interval that encloses nothing (negative, NaN, lower > upper).
+    huge: where upper is ∞ only because the number exceeds the largest float, log₁₀ of it, rounded up;
+    else ∞. Raises ValueError for an interval that encloses nothing (negative, NaN, lower > upper).
     """
 
     lower: float
     upper: float
     grade: Grade
     method: str
+    huge: float = math.inf
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.lower <= self.upper or math.isinf(self.lower):
@@ -108,8 +110,25 @@ class Bound:
 
     @property
     def bounded(self) -> bool:
-        """Whether the upper end is finite."""
+        """Whether the upper end is a float."""
         return math.isfinite(self.upper)
+
+    @property
+    def known(self) -> bool:
+        """Whether there is a finite upper end, a float or not."""
+        return math.isfinite(self.upper) or math.isfinite(self.huge)
+
+    @property
+    def size(self) -> tuple[float, float]:
+        """What orders upper ends, those beyond the floats included."""
+        return self.upper, self.huge if math.isinf(self.upper) else 0.0
+
+    @property
+    def log10_upper(self) -> float:
+        """log₁₀ of the upper end, rounded up; −∞ for zero."""
+        if self.upper == 0.0:
+            return -math.inf
+        return self.huge if math.isinf(self.upper) else _log_up(self.upper)
 
 
 def exactly(value: float, method: str = "exact") -> Bound:
@@ -128,7 +147,10 @@ UNBOUNDED = Bound(0.0, math.inf, Grade.PROVED, "unbounded")
 
 def chain(first: Bound, then: Bound, method: str = "product") -> Bound:
     """The bound of then∘first: uppers multiply (Lip(f∘g) ≤ Lip f · Lip g); nothing was seen."""
-    return at_most(times_up(first.upper, then.upper), method, min(first.grade, then.grade))
+    upper, grade = times_up(first.upper, then.upper), min(first.grade, then.grade)
+    if math.isinf(upper) and first.known and then.known:
+        return _of_log(up(first.log10_upper + then.log10_upper), method, grade)
+    return at_most(upper, method, grade)
 
 
 def scaled(bound: Bound, factor: float) -> Bound:
@@ -137,14 +159,22 @@ def scaled(bound: Bound, factor: float) -> Bound:
     if size == 1.0:
         return bound
     if not math.isfinite(size):
-        return replace(bound, lower=0.0, upper=math.inf)
-    return replace(bound, lower=down(bound.lower * size), upper=times_up(bound.upper, size))
+        return replace(bound, lower=0.0, upper=math.inf, huge=math.inf)
+    upper = times_up(bound.upper, size)
+    huge = math.inf
+    if math.isinf(upper) and bound.known and size > 0.0:
+        found = _of_log(up(bound.log10_upper + _log_up(size)), bound.method, bound.grade)
+        upper, huge = found.upper, found.huge
+    return replace(bound, lower=down(bound.lower * size), upper=upper, huge=huge)
 
 
 def total(bounds: Iterable[Bound], method: str = "sum of branches") -> Bound:
     """The bound of f₁+…+f_k: uppers add, by the triangle inequality, in any norm."""
     terms = tuple(bounds)
-    return at_most(sum_up(b.upper for b in terms), method, _least(terms))
+    upper = sum_up(b.upper for b in terms)
+    if math.isinf(upper):
+        return _of_log(_log_sum(terms, 1.0), method, _least(terms))
+    return at_most(upper, method, _least(terms))
 
 
 def stacked(bounds: Iterable[Bound], norm: Norm, method: str = "concatenation") -> Bound:
@@ -155,7 +185,45 @@ def stacked(bounds: Iterable[Bound], norm: Norm, method: str = "concatenation") 
         upper = root_sum_squares_up(uppers)
     else:
         upper = sum_up(uppers) if norm == "l1" else max(uppers, default=0.0)
+    if math.isinf(upper):
+        return _of_log(_log_sum(terms, {"l2": 2.0, "l1": 1.0, "linf": math.inf}[norm]), method, _least(terms))
     return at_most(upper, method, _least(terms))
+
+
+def larger(bounds: Iterable[Bound], method: str) -> Bound:
+    """The bound of whichever of the functions it is: the largest upper end, the least grade."""
+    return stacked(bounds, "linf", method)
+
+
+_BEYOND = 308.25
+"""log₁₀ of the largest float is 308.2547…: what is below this fits."""
+
+
+def _log_up(x: float) -> float:
+    """log₁₀ x rounded up, for x > 0 (libm's logarithms are within 2 ulp, also of small results)."""
+    found = math.log10(x)
+    return found + abs(found) * 2.0**-50 + 2.0**-1000
+
+
+def _log_sum(bounds: tuple[Bound, ...], power: float) -> float:
+    """log₁₀ of the p-norm of the upper ends, rounded up: m + log₁₀(Σ10^(p(l − m)))/p with the largest l = m."""
+    if not all(bound.known for bound in bounds):
+        return math.inf
+    logs = [bound.log10_upper for bound in bounds if bound.upper != 0.0]
+    largest = max(logs)
+    if math.isinf(power):
+        return largest
+    parts = math.fsum(10.0 ** (power * (log - largest)) for log in logs) * (1.0 + 1e-9)
+    return up(largest + _log_up(parts) / power) if len(logs) > 1 else largest
+
+
+def _of_log(log: float, method: str, grade: Grade) -> Bound:
+    """The bound 10^log: a float where it is one."""
+    if math.isinf(log):
+        return at_most(math.inf, method, grade)
+    if log < _BEYOND:
+        return at_most(10.0**log * (1.0 + 1e-12), method, grade)
+    return Bound(0.0, math.inf, grade, method, log)
 
 
 def meet(first: Bound, second: Bound) -> Bound:
@@ -167,8 +235,8 @@ def meet(first: Bound, second: Bound) -> Bound:
     and keeps the better graded one where the lesser is at fault.
     """
     better, other = (first, second) if first.grade >= second.grade else (second, first)
-    trusted = better.grade > other.grade and better.bounded
-    chosen = better if trusted or better.upper <= other.upper else other
+    trusted = better.grade > other.grade and better.known
+    chosen = better if trusted or better.size <= other.size else other
     lower = max(first.lower, second.lower)
     if lower <= chosen.upper:
         return replace(chosen, lower=lower)

@@ -9,9 +9,10 @@ the audit's norm.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
-from snaudit.bound import Bound, Norm, at_most, root_sum_squares_up, stacked, sum_up, total
+from snaudit.bound import Bound, Norm, stacked, total
 from snaudit.rules.interface import CONSTANT, Value
 
 
@@ -26,8 +27,8 @@ def stack(values: Iterable[Value], norm: Norm) -> Value:
     def together(group: list[Value]) -> Bound:
         return stacked((value.lip for value in group), norm)
 
-    def apart(bounds: list[Bound]) -> float:
-        return max((bound.upper for bound in bounds), default=0.0)
+    def apart(bounds: list[Bound]) -> Bound:
+        return stacked(bounds, "linf")
 
     return _joined(groups, together, apart, "concatenation")
 
@@ -44,11 +45,8 @@ def add(values: Iterable[Value], norm: Norm) -> Value:
     def together(group: list[Value]) -> Bound:
         return total(value.lip for value in group)
 
-    def apart(bounds: list[Bound]) -> float:
-        uppers = [bound.upper for bound in bounds]
-        if norm == "l2":
-            return root_sum_squares_up(uppers)
-        return sum_up(uppers) if norm == "linf" else max(uppers, default=0.0)
+    def apart(bounds: list[Bound]) -> Bound:
+        return total(bounds) if norm == "linf" else stacked(bounds, "l2" if norm == "l2" else "linf")
 
     return _joined(groups, together, apart, "sum of branches")
 
@@ -56,7 +54,7 @@ def add(values: Iterable[Value], norm: Norm) -> Value:
 def _joined(
     groups: list[list[Value]],
     together: Callable[[list[Value]], Bound],
-    apart: Callable[[list[Bound]], float],
+    apart: Callable[[list[Bound]], Bound],
     method: str,
 ) -> Value:
     """The groups, each bounded by itself, combined as functions of disjoint things."""
@@ -67,13 +65,13 @@ def _joined(
     if len(bounds) == 1:
         alone = groups[0][0] if len(groups[0]) == 1 else None
         return Value(bounds[0], sources, part=None if alone is None else alone.part)
-    return Value(at_most(apart(bounds), method, min(b.grade for b in bounds)), sources)
+    return Value(replace(apart(bounds), method=method), sources)
 
 
 def _within(
     group: list[Value],
     together: Callable[[list[Value]], Bound],
-    apart: Callable[[list[Bound]], float],
+    apart: Callable[[list[Bound]], Bound],
     method: str,
 ) -> Bound:
     """Values that share sources. Where all are functions of disjoint pieces of one value R, each lip
@@ -89,8 +87,8 @@ def _within(
     if len({whole for whole, _ in pieces}) != 1:
         return together(group)
     bounds = [part[0].lip if len(part) == 1 else together(part) for part in pieces.values()]
-    upper = min(apart(bounds), together(group).upper)
-    return at_most(upper, method, min(bound.grade for bound in bounds))
+    least = min(apart(bounds), together(group), key=lambda bound: bound.size)
+    return replace(least, method=method, grade=min(bound.grade for bound in bounds))
 
 
 def _groups(values: Iterable[Value]) -> list[list[Value]]:

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from snaudit import joint, numerals, patterns, rules
-from snaudit.bound import UNBOUNDED, Bound, Grade, Norm, at_most, chain, exactly
+from snaudit.bound import UNBOUNDED, Bound, Grade, Norm, at_most, chain, exactly, larger
 from snaudit.broadcasting import dims
 from snaudit.conclusions import assumptions_of, contributions_of, final_of, reached_from
 from snaudit.findings import Gap
@@ -143,7 +143,7 @@ def _partials(walk: Walk, stated: Mapping[str, Range]) -> Iterator[Partial]:
         if all(v in cuts or v in walk.inputs for v in varying):
             continue  # nothing lies between
         found = joint.stack((value_of(again, v) for v in varying), walk.norm)
-        if found.lip.bounded:
+        if found.lip.known:
             yield Partial(tuple(sorted(found.sources)), name, found.lip)
 
 
@@ -176,7 +176,7 @@ def _visit(walk: Walk, node: ir.Node) -> None:
         gap = None
     except Unbounded as refusal:
         results, gap = (), Gap(refusal.code, where_is(node), node.op_type, str(refusal), refusal.remedy)
-        if refusal.code == "unknown-shape" and any(not value.lip.bounded for value in known):
+        if refusal.code == "unknown-shape" and any(not value.lip.known for value in known):
             gap = None  # a shape that is missing behind another gap is that one's fault
     except MALFORMED as error:
         reason = f"its attributes or inputs make no sense ({type(error).__name__})"
@@ -214,8 +214,8 @@ def _shorten(walk: Walk, node: ir.Node) -> None:
         if source.jumps or current.jumps or source.is_constant or not shortcut.bound.bounded:
             continue
         short = chain(source.lip, shortcut.bound)
-        trusted = not current.lip.bounded or short.grade >= current.lip.grade
-        if (short.upper < current.lip.upper and trusted) or not current.lip.bounded:
+        trusted = short.grade >= current.lip.grade
+        if (short.size < current.lip.size and trusted) or not current.lip.known:
             walk.values[shortcut.output] = Value(short, source.sources, assumes=shortcut.assumes)
             walk.taken[shortcut.output] = shortcut
 
@@ -339,8 +339,7 @@ def _larger(values: Sequence[Value]) -> Value:
         return CONSTANT
     sources = frozenset().union(*(value.sources for value in values))
     jumps = next((value.jumps for value in values if value.jumps), None)
-    upper, grade = max(v.lip.upper for v in values), min(v.lip.grade for v in values)
-    return Value(at_most(upper, "the larger branch", grade), sources, jumps)
+    return Value(larger((v.lip for v in values), "the larger branch"), sources, jumps)
 
 
 def _conclude(walk: Walk, order: list[ir.Node]) -> Composition:
@@ -359,11 +358,11 @@ def _conclude(walk: Walk, order: list[ir.Node]) -> Composition:
         reason = "no output depends on a real-valued input"
         gaps.append(Gap("no-real-input", name, "graph", reason, "audit the part after its integer inputs"))
         bound = UNBOUNDED
-    if not bound.bounded and not gaps:
-        reason = "the bound exceeds the largest float64"
+    if not bound.known and not gaps:
+        reason = "a norm on the way exceeds the largest float64"
         gaps.append(Gap("overflow", name, "graph", reason, "look at the layers with the largest norms"))
     return Composition(
-        bound if bound.bounded else UNBOUNDED,
+        bound if bound.known else UNBOUNDED,
         tuple((o.name or "?", f.lip) for o, f in zip(graph.outputs, finals, strict=True)),
         tuple(dict.fromkeys(gaps)),
         assumptions_of(walk, order, reached, stacked),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Context, Decimal
 
-from snaudit.bound import Grade
+from snaudit.bound import Bound, Grade
 
 DIGITS = 5
 
@@ -34,6 +34,21 @@ def at_least(x: float, digits: int = DIGITS) -> str:
 def near(x: float, digits: int = DIGITS) -> str:
     """x rounded to nearest: for what is an estimate anyway."""
     return _shown(x, ROUND_HALF_EVEN, digits)
+
+
+def upper_of(bound: Bound, digits: int = DIGITS) -> str:
+    """The upper end of a bound rounded up, also where it exceeds the largest float.
+
+    >>> upper_of(Bound(0.0, math.inf, Grade.PROVED, "product", 400.0))
+    '1e+400'
+    """
+    if bound.bounded or not bound.known:
+        return at_most(bound.upper, digits)
+    exponent = math.floor(bound.huge)
+    if bound.huge == exponent:
+        return f"1e+{exponent}"
+    text = at_most(10.0 ** (bound.huge - exponent) * (1.0 + 1e-12), digits)
+    return f"{text.rstrip('0').rstrip('.')}e+{exponent}"
 
 
 def exact(x: float) -> str:

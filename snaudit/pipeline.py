@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from snaudit import formats, policy
-from snaudit.bound import Bound, Grade, times_up, up
+from snaudit.bound import UNBOUNDED, Bound, Grade, at_most, chain, exactly, up
 from snaudit.errors import EmptyModel, UsageError
 from snaudit.extraction import extract
 from snaudit.findings import (
@@ -162,24 +161,21 @@ def _chain_of(
 ) -> tuple[NetworkResult, tuple[Gap, ...]]:
     """The bound of a bare checkpoint *if* its layers are a chain: the product, graded ASSUMED."""
     started = time.perf_counter()
-    upper, factors = 1.0, []
+    bound, factors = exactly(1.0), []
     for layer, result in zip(extraction.layers, results, strict=True):
         if layer.in_chain:
-            upper = times_up(upper, result.norm.upper)
+            bound = chain(bound, result.norm)
             factors.append((result.name, result.norm.upper))
     for name, gain in extraction.scales:
         if gain is not None:
-            upper = times_up(upper, up(gain))
+            bound = chain(bound, at_most(up(gain), "scale"))
             factors.append((name, gain))
     gaps: tuple[Gap, ...] = ()
     if not factors:
-        upper = math.inf
+        bound = UNBOUNDED
         reason = "no layer of it acts on a real-valued input"
         gaps = (Gap("no-chain", "the network", "chain", reason, "export the model to ONNX"),)
-    elif math.isinf(upper) and all(math.isfinite(factor) for _, factor in factors):
-        reason = f"the product of {len(factors)} norms exceeds the largest float (1.8e308)"
-        gaps = (Gap("overflow", "the network", "chain", reason, "constrain the layers, or audit a part"),)
-    bound = Bound(0.0, upper, Grade.ASSUMED, "product of the layers' norms")
+    bound = replace(bound, lower=0.0, grade=Grade.ASSUMED, method="product of the layers' norms")
     method = MethodResult(bound.method, bound, time.perf_counter() - started)
     assumptions = (CHAIN, *extraction.broken_chain)
     if missed:
@@ -243,5 +239,5 @@ def _composition_of(
 
 def _winner(methods: list[MethodResult], least: Bound) -> str:
     """The method whose bound is the network's; where sections have different winners, that is said."""
-    best = min(methods, key=lambda method: method.bound.upper)
-    return best.name if best.bound.upper <= least.upper else "the least bound of each section"
+    best = min(methods, key=lambda method: method.bound.size)
+    return best.name if best.bound.size <= least.size else "the least bound of each section"

@@ -12,7 +12,7 @@ from snaudit.errors import UsageError
 from snaudit.findings import Finding, LayerResult, NetworkResult, Verdict
 from snaudit.layers import matches, select
 from snaudit.model import LeftOut
-from snaudit.numerals import GRADE_MEANS, apart, at_least, at_most, exact
+from snaudit.numerals import GRADE_MEANS, apart, at_least, at_most, exact, upper_of
 from snaudit.sigma.interface import NOT_FINITE
 
 Measure = Literal["operator", "matrix"]
@@ -125,7 +125,7 @@ def _against(
 
 def _why_undecided(bound: Bound, limit: float) -> str:
     seen = f", at least {at_least(bound.lower)} was seen" if bound.lower else ""
-    if not bound.bounded:
+    if not bound.known:
         return f"undecided: no finite bound is known (limit {exact(limit)}{seen})"
     if bound.upper <= limit:
         grade = bound.grade.name
@@ -133,4 +133,4 @@ def _why_undecided(bound: Bound, limit: float) -> str:
             f"undecided: at most {at_most(bound.upper)}, within the limit {exact(limit)}, but only {grade} "
             f"({GRADE_MEANS[bound.grade]}); --accept {grade.lower()} lets it pass"
         )
-    return f"undecided: at most {at_most(bound.upper)}, nothing above the limit {exact(limit)} was seen{seen}"
+    return f"undecided: at most {upper_of(bound)}, nothing above the limit {exact(limit)} was seen{seen}"

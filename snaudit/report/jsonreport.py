@@ -71,14 +71,16 @@ def number(value: float | None) -> float | None:
 
 
 def bound(value: Bound) -> dict[str, Any]:
-    """A bound's five facts."""
-    return {
+    """A bound's five facts; where its upper end exceeds the largest float, the logarithm of that."""
+    facts = {
         "lower": value.lower,
         "upper": number(value.upper),
         "grade": value.grade.name.lower(),
         "method": value.method,
         "bounded": value.bounded,
     }
+    beyond = not value.bounded and value.known
+    return facts | {"log10_upper": value.huge} if beyond else facts
 
 
 def _model(card: ModelCard) -> dict[str, Any]:

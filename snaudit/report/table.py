@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from snaudit.numerals import DIGITS, GRADE_MEANS, at_least, at_most, near, short_of, size
+from snaudit.numerals import DIGITS, GRADE_MEANS, at_least, at_most, near, short_of, size, upper_of
 from snaudit.report.interface import Renderer, View, by_order
 from snaudit.report.page import Column, Page, Row
 from snaudit.report.runs import Run, fold, wrapper_of
@@ -71,8 +71,8 @@ def _summary(report: Report) -> str:
         unbounded = sum(not layer.sigma.bounded for layer in report.layers)
         largest = f"no finite σ for {unbounded} ({worst.name}{', …' if unbounded > 1 else ''})"
     bound = report.network.bound
-    if bound.bounded:
-        return f"{matrices}, {largest}; network bound {at_most(bound.upper)} ({bound.grade.name})"
+    if bound.known:
+        return f"{matrices}, {largest}; network bound {upper_of(bound)} ({bound.grade.name})"
     why = f" ({_count(len(report.gaps), 'gap')})" if report.gaps else ""
     return f"{matrices}, {largest}; no finite network bound{why}"
 
@@ -289,9 +289,9 @@ def _network(page: Page, report: Report, every: bool) -> None:
     network, norm = report.network, report.settings.norm
     bound = network.bound
     page.blank()
-    if bound.bounded:
+    if bound.known:
         grade = f"{bound.grade.name}: {GRADE_MEANS[bound.grade]}"
-        text = f"at most {at_most(bound.upper)}, {grade} ({bound.method})"
+        text = f"at most {upper_of(bound)}, {grade} ({bound.method})"
         page.paragraph(f"network bound ({norm}): {text}", "bold", 2)
         for assumption in network.assumptions:
             page.paragraph(f"  assuming: {assumption}", "", 4)
@@ -299,11 +299,11 @@ def _network(page: Page, report: Report, every: bool) -> None:
         page.paragraph(f"network bound ({norm}): no finite bound is known", "bold", 2)
     _lower_end(page, network)
     for method in network.methods if len(network.methods) > 1 else ():
-        text = f"{at_most(method.bound.upper)} ({method.bound.grade.name})"
+        text = f"{upper_of(method.bound)} ({method.bound.grade.name})"
         page.paragraph(f"  by {method.name}: {text}, {method.seconds:.2f} s", "dim", 4)
-    if len(network.outputs) > 1 or (network.outputs and not bound.bounded):
+    if len(network.outputs) > 1 or (network.outputs and not bound.known):
         for output in network.outputs:
-            page.paragraph(f"  output {output.name}: {at_most(output.bound.upper)}", "", 4)
+            page.paragraph(f"  output {output.name}: {upper_of(output.bound)}", "", 4)
     _partials(page, network.partials, every)
 
 
@@ -312,7 +312,7 @@ def _partials(page: Page, partials: Sequence[PartialResult], every: bool) -> Non
     shown = partials if every else partials[: 2 * _FEW]
     for part in shown:
         start = ", ".join(part.start[:_FEW]) + (", …" if len(part.start) > _FEW else "")
-        text = f"at most {at_most(part.bound.upper)}, {part.bound.grade.name}"
+        text = f"at most {upper_of(part.bound)}, {part.bound.grade.name}"
         page.paragraph(f"  between gaps, from {start} to {part.end}: {text}", "", 4)
     if len(shown) < len(partials):
         page.paragraph(f"  and {len(partials) - len(shown)} more between gaps (--all)", "dim", 4)
@@ -321,8 +321,8 @@ def _partials(page: Page, partials: Sequence[PartialResult], every: bool) -> Non
 def _lower_end(page: Page, network: NetworkResult) -> None:
     bound, witness = network.bound, network.witness
     if bound.lower:
-        ends = f"between {at_least(bound.lower)} and {at_most(bound.upper)}"
-        if not bound.bounded:
+        ends = f"between {at_least(bound.lower)} and {upper_of(bound)}"
+        if not bound.known:
             ends = f"above {at_least(bound.lower)}"
         page.paragraph(f"  the constant lies {ends}: a pair of inputs was run", "", 4)
     elif witness is not None:

@@ -222,7 +222,8 @@ def _composition_of(
         for way in ways:
             started = time.perf_counter()
             bound = replace(way.alone or compose(way.shortcuts).bound, method=way.name)
-            methods.append(MethodResult(way.name, bound, way.seconds + time.perf_counter() - started))
+            if bound.bounded:  # behind a gap no method has anything to say of the whole
+                methods.append(MethodResult(way.name, bound, way.seconds + time.perf_counter() - started))
         found = compose([shortcut for way in ways for shortcut in way.shortcuts])
         name = _winner(methods, found.bound)
     bound = replace(found.bound, method=name)

@@ -70,6 +70,8 @@ def _inspect(
     device: opt.DeviceChoice = opt.Device.cpu,
     threads: opt.Threads = None,
     input_size: opt.InputSize = None,
+    architecture: opt.Architecture = None,
+    architecture_args: opt.ArchitectureArgs = None,
     witness_seconds: opt.WitnessSeconds = WITNESS_SECONDS,
     replay: opt.Replay = None,
     input_range: opt.InputRange = None,
@@ -90,6 +92,8 @@ def _inspect(
 
         wish = Wish(model, format.value, output, sort.value, "all" if every else "folded", witness)
         settings = _settings(key, norm, method, rtol, iterations, seed, device, threads, input_size) | {
+            "architecture": architecture,
+            "architecture_args": architecture_args,
             "spectrum": spectrum,
             "witness_seconds": witness_seconds,
             "replay": replay,
@@ -157,6 +161,8 @@ def _check(
     device: opt.DeviceChoice = opt.Device.cpu,
     threads: opt.Threads = None,
     input_size: opt.InputSize = None,
+    architecture: opt.Architecture = None,
+    architecture_args: opt.ArchitectureArgs = None,
     witness_seconds: opt.WitnessSeconds = WITNESS_SECONDS,
     replay: opt.Replay = None,
     input_range: opt.InputRange = None,
@@ -184,6 +190,8 @@ def _check(
             "skip": tuple(skip or ()),
         }
         settings = _settings(key, norm, method, rtol, iterations, seed, device, threads, input_size) | {
+            "architecture": architecture,
+            "architecture_args": architecture_args,
             "witness_seconds": witness_seconds,
             "replay": replay,
             **_box(input_range),

@@ -9,6 +9,7 @@ from pathlib import Path
 from snaudit import box
 from snaudit.bound import NORMS, Bound, Norm
 from snaudit.errors import UsageError
+from snaudit.factories import factory_of
 from snaudit.model import FileRead, LeftOut
 from snaudit.sigma.interface import Options, PowerEstimate
 from snaudit.sizes import sizes_of
@@ -163,6 +164,10 @@ class Settings:
     key: str | None = None
     input_size: tuple[str, ...] | None = None
     """Sizes of the graph's inputs, as `sizes` reads them."""
+    architecture: str | None = None
+    """PACKAGE.MODULE:NAME of code that makes the checkpoint's module; it is run."""
+    architecture_args: str | None = None
+    """What it is called with: a JSON object or list."""
     input_range: tuple[float, float] | tuple[str, ...] | None = None
     """The box of inputs that the network's bound is about: (low, high) for all, or specifications as
     `--input-range` takes them."""
@@ -185,6 +190,10 @@ class Settings:
         if not 0.0 <= self.witness_seconds <= 1e6:
             raise UsageError(f"witness_seconds must lie between 0 and 1e6, not {self.witness_seconds}")
         sizes_of(self.input_size or ())
+        if self.architecture is not None:
+            factory_of(self.architecture, self.architecture_args)
+        elif self.architecture_args is not None:
+            raise UsageError("--architecture-args needs --architecture")
         if self.input_range is not None:
             box.check(self.input_range)
 

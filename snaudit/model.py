@@ -92,3 +92,5 @@ class Model:
     left_out: tuple[LeftOut, ...] = ()
     notes: tuple[str, ...] = ()
     files: tuple[FileRead, ...] = ()
+    runnable: Path | None = None
+    """An ONNX file of the graph with its weights, for a runtime to run; None: there is none."""

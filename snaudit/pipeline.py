@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from snaudit import formats, policy
+from snaudit import policy
+from snaudit.architecture import opened
 from snaudit.bound import UNBOUNDED, Bound, Grade, at_most, chain, exactly, up
 from snaudit.errors import EmptyModel, UsageError
 from snaudit.extraction import extract
@@ -50,14 +51,15 @@ def audit(
     only: patterns of the layers to show and judge; the network's bound always rests on all of them.
     Raises a ModelError when the file cannot be read or holds nothing to audit.
     """
-    model = formats.read(path, settings.key, settings.input_size or ())
-    if settings.input_range is not None and model.graph is None:
-        raise UsageError("--input-range needs a model with a graph; export it to ONNX")
-    extraction = extract(model)
-    if not extraction.layers:
-        raise EmptyModel(path, "no weight matrix to audit in it" + _what_there_is(extraction.left_out))
-    with Seeker(model, settings) as seeker:  # runs while the layers are measured
-        return _audited(path, model, extraction, settings, limits, progress, only, seeker)
+    with opened(path, settings) as model:
+        if settings.input_range is not None and model.graph is None:
+            remedy = "name its code with --architecture, or export it to ONNX"
+            raise UsageError(f"--input-range needs a model with a graph: {remedy}")
+        extraction = extract(model)
+        if not extraction.layers:
+            raise EmptyModel(path, "no weight matrix to audit in it" + _what_there_is(extraction.left_out))
+        with Seeker(model, settings) as seeker:  # runs while the layers are measured
+            return _audited(path, model, extraction, settings, limits, progress, only, seeker)
 
 
 def _audited(
@@ -152,7 +154,7 @@ def _card(model: Model, path: Path) -> ModelCard:
 
 CHAIN = (
     "the layers run one after another, each stored matrix once, in between only functions that are "
-    "1-Lipschitz (a bare checkpoint does not say how its layers are connected)"
+    "1-Lipschitz (a bare checkpoint does not say how its layers are connected: --architecture does)"
 )
 
 
@@ -174,7 +176,8 @@ def _chain_of(
     if not factors:
         bound = UNBOUNDED
         reason = "no layer of it acts on a real-valued input"
-        gaps = (Gap("no-chain", "the network", "chain", reason, "export the model to ONNX"),)
+        remedy = "name its code with --architecture, or export it to ONNX"
+        gaps = (Gap("no-chain", "the network", "chain", reason, remedy),)
     bound = replace(bound, lower=0.0, grade=Grade.ASSUMED, method="product of the layers' norms")
     method = MethodResult(bound.method, bound, time.perf_counter() - started)
     assumptions = (CHAIN, *extraction.broken_chain)
@@ -186,6 +189,8 @@ def _chain_of(
 def _given(settings: Settings) -> Iterator[str]:
     if settings.input_size:
         yield f"the input has the size given, {'; '.join(settings.input_size)}: it holds for no other"
+    if settings.architecture:
+        yield f"the network is {settings.architecture} in eval mode, as torch's exporter traced it"
 
 
 def _composition_of(

@@ -36,16 +36,16 @@ class Seeker:
         self.note: str | None = None
         """Why nothing was started; None also where nothing was asked for."""
         wanted = settings.witness_seconds > 0.0 or settings.replay is not None
-        if not wanted or model.graph is None or model.format != "onnx":
+        if not wanted or model.runnable is None:
             return
         request: dict[str, Any] = {
-            "path": str(model.files[0].path.absolute()),
+            "path": str(model.runnable.absolute()),
             "size": sum(file.size for file in model.files),
             "norm": settings.norm,
             "seed": settings.seed,
             "seconds": settings.witness_seconds or 60.0,
             "box": settings.input_range,
-            "sizes": settings.input_size or (),
+            "sizes": () if settings.architecture else settings.input_size or (),  # that graph has them
         }
         if settings.replay is not None:
             request |= stored_pair(settings.replay)

@@ -20,7 +20,7 @@ LEVELS = (
     ("cli", "commands"),
     ("api", "training"),
     ("pipeline", "constraints"),
-    ("witness", "search"),
+    ("witness", "search", "architecture", "exporting"),
     ("rewriting",),
     ("between_cuts",),
     ("policy", "report", "measuring", "outputs", "writing", "extraction", "lipschitz", "stated"),
@@ -32,7 +32,7 @@ LEVELS = (
     ("sigma.interface", "rules.interface", "sections.interface", "formats.interface", "formats.source"),
     ("folded_arithmetic", "folded_shapes", "symbol", "factorizing", "projections", "arrays", "gains", "broadcasting",
      "packing", "ascent", "precision", "running", "kernels", "enclosed", "slopes", "ranges", "ranges_curves"),
-    ("folded", "model", "linear", "rounding", "names", "numerals", "sizes"),
+    ("folded", "model", "linear", "rounding", "names", "numerals", "sizes", "factories"),
     ("bound", "box"),
     ("errors", "interrupts", "threads", "version"),
 )

@@ -127,6 +127,16 @@ InputRange = Annotated[
     option(MEASURING, "--input-range", metavar="RANGE", show_default=False,
            help="Box of inputs for the network's bound: LO,HI, name=LO,HI or FILE.npz; repeatable."),
 ]  # fmt: skip
+Architecture = Annotated[
+    str | None,
+    option(MEASURING, "--architecture", metavar="MODULE:NAME", show_default=False,
+           help="Code that makes a checkpoint's module, which gives it a graph. Runs that code; needs torch."),
+]  # fmt: skip
+ArchitectureArgs = Annotated[
+    str | None,
+    option(MEASURING, "--architecture-args", metavar="JSON", show_default=False,
+           help="What that code is called with: a JSON object or list."),
+]  # fmt: skip
 Layers = Annotated[
     list[str] | None,
     option(MEASURING, "--layers", metavar="PATTERN", show_default=False, help=WHICH_HELP),

@@ -74,7 +74,7 @@ def read(path: str | os.PathLike[str], key: str | None = None, sizes: tuple[str,
     try:
         known = sniff(source)
         if sizes and known is not ONNX:
-            raise UsageError(f"--input-size needs a graph, and {place} has none: export the model to ONNX")
+            raise UsageError(f"--input-size needs a graph, and {place} has none: name its code with --architecture, or export it to ONNX")
         return read_at(source, sizes) if sizes else known.read(source, key)
     except MemoryError as error:
         raise UnreadableModel(place, "it claims more memory than there is") from error

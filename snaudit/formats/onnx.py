@@ -76,7 +76,9 @@ def read_at(source: Source, sizes: tuple[str, ...]) -> Model:
     records = (source.record(), *(file.record() for file in files.values()))
     given = [f"input size given, {'; '.join(sizes)}: all bounds are for it alone"] if sizes else []
     notes = tuple(dict.fromkeys([*given, *attached.notes]))
-    return Model(source.path, ONNX.name, held, attached.graph, tuple(left_out), notes, records)
+    return Model(
+        source.path, ONNX.name, held, attached.graph, tuple(left_out), notes, records, source.path
+    )
 
 
 def _tensor(wire: Wire, stored: Stored, name: str) -> Tensor | None:

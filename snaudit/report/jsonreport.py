@@ -110,6 +110,8 @@ def _settings(settings: Settings) -> dict[str, Any]:
         "input_range": None if settings.input_range is None else list(settings.input_range),
         "input_size": None if settings.input_size is None else list(settings.input_size),
         "key": settings.key,
+        "architecture": settings.architecture,
+        "architecture_args": settings.architecture_args,
         "rtol": settings.width,
         "spectrum": settings.spectrum,
         "witness_seconds": settings.witness_seconds,

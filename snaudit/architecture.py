@@ -1,0 +1,161 @@
+"""A checkpoint together with its code: the graph that the code makes, with the checkpoint's weights.
+
+A checkpoint has no graph. `--architecture PACKAGE.MODULE:NAME` names code that has one; it is imported
+and called in a process of its own (`exporting`), which loads the weights that snaudit's own reader
+read, exports the module to ONNX and ends. The exported file is then read like any other, and what
+it holds of the checkpoint is the checkpoint's tensors again, compared number by number.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from snaudit import formats
+from snaudit.errors import UnsupportedModel, UsageError, WriteError
+from snaudit.factories import Factory, factory_of
+from snaudit.findings import Settings
+from snaudit.formats.storage import dtype_of
+from snaudit.model import Model, Tensor
+from snaudit.names import printable
+from snaudit.sizes import sizes_of
+
+SECONDS = 900
+"""Wall-clock time that the code, the export and its trial run may take."""
+_BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from snaudit.exporting import main; main()"
+
+
+@contextmanager
+def opened(path: Path, settings: Settings) -> Iterator[Model]:
+    """The model to audit: the file's own, or with the graph of the architecture that is named.
+
+    An exported graph lies in a temporary folder that is gone when the block ends. Raises what
+    `formats.read` raises; UsageError where the named code cannot be called or run, UnsupportedModel where the
+    weights do not fit it or it cannot be exported.
+    """
+    if settings.architecture is None:
+        yield formats.read(path, settings.key, settings.input_size or ())
+        return
+    factory = factory_of(settings.architecture, settings.architecture_args)
+    sizes = settings.input_size or ()
+    if not sizes:
+        raise UsageError("--architecture needs --input-size: the code is run on an input of that size")
+    model = formats.read(path, settings.key)
+    if model.graph is not None:
+        raise UsageError(f"--architecture is for checkpoints, and {path} has a graph of its own")
+    with _folder() as folder:
+        answer = _exported(path, settings, factory, sizes_of(sizes), Path(folder))
+        yield _joined(model, formats.read(Path(folder) / "model.onnx"), answer, factory)
+
+
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    try:
+        return tempfile.TemporaryDirectory(prefix="snaudit-")
+    except OSError as error:
+        raise WriteError(f"no temporary folder for the exported graph: {error}") from error
+
+
+def _exported(
+    path: Path, settings: Settings, factory: Factory, sizes: tuple[Any, ...], folder: Path
+) -> dict[str, Any]:
+    """What the child says of its export. Its process is gone when this returns."""
+    request = {
+        "path": str(path.absolute()), "key": settings.key, "folder": str(folder), "seed": settings.seed,
+        "module": factory.module, "name": factory.name, "args": factory.args, "kwargs": factory.kwargs,
+        "sizes": sizes,
+    }  # fmt: skip
+    # isolated while snaudit and torch are imported: only then may the working directory bring modules
+    command = [sys.executable, "-I", "-c", _BOOT, json.dumps([p for p in sys.path if p])]
+    pipe = subprocess.PIPE
+    try:
+        child = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True)
+    except OSError as error:
+        raise UsageError(f"--architecture: no process could be started ({error.strerror})") from error
+    try:
+        out, err = child.communicate(json.dumps(request).encode(), timeout=SECONDS)
+    except subprocess.TimeoutExpired as error:
+        raise UsageError(f"--architecture {factory.module}:{factory.name}: not done in {SECONDS} s") from error
+    finally:
+        child.kill()
+        child.communicate()
+    try:
+        answer = json.loads(out)
+    except ValueError:
+        how = f"signal {-child.returncode}" if child.returncode < 0 else f"status {child.returncode}"
+        answer = {"error": f"its process ended with {how}{_tail(err)}", "usage": True}
+    if "error" in answer:
+        reason = f"--architecture {factory.module}:{factory.name}: {printable(answer['error'], 1500)}"
+        raise UsageError(reason) if answer["usage"] else UnsupportedModel(path, reason)
+    return answer
+
+
+def _tail(err: bytes) -> str:
+    lines = [line.strip() for line in err.decode("utf-8", "replace").splitlines() if line.strip()]
+    return f"; its last words: {lines[-1]}" if lines else ""
+
+
+def _joined(model: Model, exported: Model, answer: Mapping[str, Any], factory: Factory) -> Model:
+    """The checkpoint with the exported graph, in which its own tensors stand where they are unchanged."""
+    assert exported.graph is not None
+    names: dict[str, str] = answer["names"]
+    known: dict[str, Tensor] = {}
+    for own, theirs in names.items():
+        if own in exported.tensors and theirs in model.tensors:
+            same = _same(model.tensors[theirs], exported.tensors[own])
+            known[own] = same or replace(exported.tensors[own], name=theirs)
+    for value in _values(exported.graph):
+        tensor = value.meta.get("tensor")
+        if isinstance(tensor, Tensor) and tensor.name in known:
+            value.meta["tensor"] = known[tensor.name]
+    tensors = dict(model.tensors)
+    tensors |= {tensor.name: tensor for tensor in known.values()}
+    for name, tensor in exported.tensors.items():
+        if name not in known and tensor.is_real and tensor.shape:
+            tensors.setdefault(name, tensor)
+    notes = [f"the graph is that of {factory.module}:{factory.name}, whose code was run", *answer["notes"]]
+    return replace(
+        model,
+        format=f"{model.format} + architecture",
+        tensors=tensors,
+        graph=exported.graph,
+        notes=(*model.notes, *notes, *exported.notes),
+        runnable=exported.path,
+    )
+
+
+def _same(stored: Tensor, exported: Tensor) -> Tensor | None:
+    """The stored tensor in the graph's dtype, where that changes no number; else None."""
+    if stored.shape != exported.shape:
+        return None
+    mine, its = stored.load(), exported.load()
+    if not np.array_equal(mine.astype(np.float64), its.astype(np.float64), equal_nan=True):
+        return None
+    if stored.dtype == exported.dtype:
+        return stored
+    kind = dtype_of(exported.dtype)
+    return replace(stored, dtype=exported.dtype, load=lambda: stored.load().astype(kind))
+
+
+def _values(graph: ir.Model) -> Iterator[ir.Value]:
+    """All values of a graph and its bodies that may be constants."""
+    seen: set[int] = set()
+    for node in ir.traversal.RecursiveGraphIterator(graph.graph):
+        for value in (*node.inputs, *node.outputs):
+            if value is not None and id(value) not in seen:
+                seen.add(id(value))
+                yield value
+    for value in graph.graph.initializers.values():
+        if id(value) not in seen:
+            yield value
+
+

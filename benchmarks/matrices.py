@@ -30,7 +30,7 @@ from pathlib import Path
 
 from checkpoints import real
 from processes import Cost, Failed, machine, median, needed, run
-from tables import publish, table
+from tables import publish, store, table
 
 HERE = Path(__file__).parent
 WAYS = {
@@ -200,6 +200,8 @@ def main() -> None:
             needed([sys.executable, str(HERE / "checkpoints.py"), name, str(path)])
             parts.append(long_table(rounds(path, every, given.runs, ww)))
             print(parts[-1], "\n", file=sys.stderr, flush=True)
+            if given.write:
+                store("matrices", "\n\n".join(parts))  # what is measured stays, whatever comes after
     models = [path.absolute() for path in given.model] or list(real())
     if models:
         parts.append("Real models: snaudit's CPU time ÷ that of three others (how many figures lie below σ).")

@@ -18,8 +18,12 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def publish(section: str, text: str, write: bool) -> None:
     """Print a section; with `write`, also put it between its marks in docs/benchmarks.md."""
     print(text, flush=True)
-    if not write:
-        return
+    if write:
+        store(section, text)
+
+
+def store(section: str, text: str) -> None:
+    """Put a section between its marks in docs/benchmarks.md."""
     begin, end = f"<!-- {section}: begin -->", f"<!-- {section}: end -->"
     page = PAGE.read_text()
     if page.count(begin) != 1 or page.count(end) != 1:

@@ -51,7 +51,7 @@ def largest(model: Path) -> float:
 
 def compare(model: Path) -> str:
     """The table for one file."""
-    inspect = [sys.executable, "-m", "snaudit", "inspect", "--format", "json"]
+    inspect = [sys.executable, "-m", "snaudit", "inspect", "--format", "json", "--threads", "1"]
     constant = needed([*inspect, str(ROOT / "sample_models" / "pnet.pt")]).peak
     ours = needed([*inspect, str(model)])
     layer, size = largest(model), model.stat().st_size / (1 << 20)

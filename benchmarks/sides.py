@@ -73,6 +73,18 @@ def _of_graph(path: Path) -> Iterator[tuple[str, np.ndarray]]:
             yield from _matrix(name, values)
 
 
+def proved(path: Path) -> Iterator:
+    """snaudit's own upper end of σ₁ and nothing else of it: no hash, no operators, no network."""
+    from snaudit import sigma
+    from snaudit.linear import Dense
+
+    for name, matrix in arrays(path):
+        bound = sigma.measure(Dense(matrix.astype(np.float64)))
+        if bound.grade.name != "PROVED":
+            raise SystemExit(f"{name}: {bound}")
+        yield name, bound.upper, matrix
+
+
 def svdvals(path: Path) -> Iterator:
     """torch.linalg.svdvals in the stored dtype."""
     import torch
@@ -191,7 +203,7 @@ def reference(path: Path) -> dict[str, list[float]]:
 
 SIDES = {
     side.__name__: side
-    for side in (svdvals, svdvals64, matrix_norm, svds, svds64, gram, gram64, weightwatcher)
+    for side in (proved, svdvals, svdvals64, matrix_norm, svds, svds64, gram, gram64, weightwatcher)
 }
 
 if __name__ == "__main__":

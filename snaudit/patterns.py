@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from snaudit.bound import Bound, Norm, at_most, up
+from snaudit.bound import Bound, Norm, at_most, root_up, up
 from snaudit.rules.interface import Unbounded
 from snaudit.rules.normalization import normalized
 from snaudit.slopes import GELU_ERF, GELU_TANH, MISH, SILU, Interval
@@ -319,7 +319,24 @@ def _squared(graph: _Graph, value: ir.Value) -> ir.Value | None:
     return node.inputs[0] if graph.scalar(node.inputs[1]) == 2.0 else None
 
 
+def _log_softmax(graph: _Graph, node: ir.Node) -> _Found:
+    """Log(Softmax(x)) is LogSoftmax: √n (l2), max(1, n − 1) (l1), 2 (linf) for n classes."""
+    softmax = graph.made(node.inputs[0], "Softmax")
+    if softmax is None:
+        return
+    data = softmax.inputs[0]
+    axis = softmax.attributes["axis"].value if "axis" in softmax.attributes else -1 if graph.opset >= 13 else 1
+    rank = 0 if data.shape is None else len(data.shape)
+    axes = tuple(range(axis % rank, rank)) if rank else ()
+    size = _size(data, axes if graph.opset < 13 else axes[:1]) if axes else None
+    if graph.norm == "linf":
+        yield data, 2.0, "LogSoftmax"
+    elif size is not None:
+        yield data, root_up(float(size)) if graph.norm == "l2" else float(max(1, size - 1)), "LogSoftmax"
+
+
 _MATCHERS = {
+    "Log": (_log_softmax,),
     "Mul": (_gate, _normalizing),
     "Div": (_normalizing,),
     "Sub": (_centring,),

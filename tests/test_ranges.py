@@ -308,6 +308,20 @@ def test_a_dead_relu_and_a_saturated_clip_pass_nothing_on() -> None:
         assert composed(model).bound.upper == 1.0
 
 
+@pytest.mark.parametrize("opset", [11, 13])
+def test_the_logarithm_of_a_softmax_is_its_own_function(opset: int) -> None:
+    nodes = [node("Softmax", "x", "p", axis=1), node("Log", "p")]
+    model = make_model(nodes, {"x": [2, 4]}, opset=opset)
+    function, n = function_of(model)
+    points = [np.tile([9.0, 0, 0, 0], 2) * 2, RNG.standard_normal(n)]
+    for norm in NORMS:
+        found = composed(model, norm)
+        truth = max(gain(jacobian(function, x, 1e-6), norm) for x in points)
+        assert not found.gaps and truth <= found.bound.upper * (1 + 1e-6) and found.bound.upper <= 1.35 * truth
+    dynamic = make_model(nodes, {"x": [2, None]}, opset=opset)
+    assert composed(dynamic, "linf").bound.upper == 2.0 and not composed(dynamic, "l2").bound.bounded
+
+
 def test_an_embedding_lies_in_its_table() -> None:
     table = RNG.standard_normal((7, 4))
     nodes = [node("Gather", "table ids", "e"), node("MatMul", "e w", "q"), node("Mul", "q e")]
@@ -388,6 +402,16 @@ def test_a_box_is_stated_in_three_ways(tmp_path: Path) -> None:
     stored = snaudit.audit(path, input_range=(str(file),))
     assert stored.network.bound.upper == pytest.approx(whole.network.bound.upper)
     assert any("box of box.npz" in text for text in stored.network.assumptions)
+
+
+def test_the_lower_end_stays_in_the_box(tmp_path: Path) -> None:
+    """x² is steepest outside: what was seen must lie in the box, or it would refute the bound."""
+    path = saved(tmp_path, [node("MatMul", "x w", "a"), node("Mul", "a a")], {"x": [2, 4]})
+    file = tmp_path / "box.npz"
+    np.savez(file, **{"x.lo": np.full((1, 4), -0.5), "x.hi": np.array([[0.5, 0.4, 0.3, 0.2]])})
+    for asked in ((-0.5, 0.25), ("x=-0.5,0.25",), (str(file),)):
+        bound = snaudit.audit(path, input_range=asked, witness_seconds=0.5).network.bound
+        assert 0.3 * bound.upper <= bound.lower <= bound.upper, asked
 
 
 @pytest.mark.parametrize(

@@ -322,6 +322,13 @@ def test_the_logarithm_of_a_softmax_is_its_own_function(opset: int) -> None:
     assert composed(dynamic, "linf").bound.upper == 2.0 and not composed(dynamic, "l2").bound.bounded
 
 
+def test_a_held_input_over_a_varying_one_has_no_constant() -> None:
+    nodes = [node("Cast", "ids", "c", to=11), node("Div", "c x")]
+    model = make_model(nodes, {"ids": [3], "x": [3]}, kinds={"ids": "int64"})
+    found = composed(model, box={"x": (1.0, 2.0)})
+    assert [gap.code for gap in found.gaps] == ["unknown-constant"] and not found.bound.bounded
+
+
 def test_an_embedding_lies_in_its_table() -> None:
     table = RNG.standard_normal((7, 4))
     nodes = [node("Gather", "table ids", "e"), node("MatMul", "e w", "q"), node("Mul", "q e")]

@@ -171,6 +171,8 @@ def divided(step: Step) -> tuple[Value, ...]:
             )
         curved = times_up(inverse.largest, inverse.largest)
         if 0 not in step.varying:
+            if not math.isfinite(step.range(0).largest):
+                _known(step, 0)
             copied = _copied(step, 1)
             gain = times_up(curved, step.range(0).largest)
             value = through(copied, at_most(gain, "slope on a range"))

@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 
 from snaudit import policy
 from snaudit.architecture import opened
-from snaudit.bound import UNBOUNDED, Bound, Grade, at_most, chain, exactly, up
 from snaudit.errors import EmptyModel, UsageError
 from snaudit.extraction import extract
 from snaudit.findings import (
     Finding,
-    Gap,
     LayerResult,
-    MethodResult,
     ModelCard,
-    NetworkResult,
-    OutputResult,
-    PartialResult,
     Report,
     Settings,
     Verdict,
@@ -31,6 +23,7 @@ from snaudit.findings import (
 from snaudit.layers import Extraction, Layer, select
 from snaudit.measuring import Meter, not_finite, result_of
 from snaudit.model import FileRead, LeftOut, Model
+from snaudit.network import network_of
 from snaudit.witness import Seeker, joined
 
 _SMALL = 1 << 24
@@ -87,11 +80,7 @@ def _audited(
     findings += _not_numbers(model, extraction.layers)
     if progress is not None:
         progress(len(extraction.layers), len(extraction.layers), "the network")
-    if model.graph is None:
-        missed = sum(item.missed for item in (*model.left_out, *extraction.left_out))
-        network, gaps = _chain_of(extraction, tuple(results), missed)
-    else:
-        network, gaps = _composition_of(model, extraction.layers, tuple(results), meter)
+    network, gaps = network_of(model, extraction, tuple(results), meter)
     network, gaps = joined(network, gaps, seeker.witness())
     for file in model.files:
         file.check()
@@ -150,100 +139,3 @@ def _card(model: Model, path: Path) -> ModelCard:
         graph=model.graph is not None,
         notes=model.notes,
     )
-
-
-CHAIN = (
-    "the layers run one after another, each stored matrix once, in between only functions that are "
-    "1-Lipschitz (a bare checkpoint does not say how its layers are connected: --architecture does)"
-)
-
-
-def _chain_of(
-    extraction: Extraction, results: tuple[LayerResult, ...], missed: int
-) -> tuple[NetworkResult, tuple[Gap, ...]]:
-    """The bound of a bare checkpoint *if* its layers are a chain: the product, graded ASSUMED."""
-    started = time.perf_counter()
-    bound, factors = exactly(1.0), []
-    for layer, result in zip(extraction.layers, results, strict=True):
-        if layer.in_chain:
-            bound = chain(bound, result.norm)
-            factors.append((result.name, result.norm.upper))
-    for name, gain in extraction.scales:
-        if gain is not None:
-            bound = chain(bound, at_most(up(gain), "scale"))
-            factors.append((name, gain))
-    gaps: tuple[Gap, ...] = ()
-    if not factors:
-        bound = UNBOUNDED
-        reason = "no layer of it acts on a real-valued input"
-        remedy = "name its code with --architecture, or export it to ONNX"
-        gaps = (Gap("no-chain", "the network", "chain", reason, remedy),)
-    bound = replace(bound, lower=0.0, grade=Grade.ASSUMED, method="product of the layers' norms")
-    method = MethodResult(bound.method, bound, time.perf_counter() - started)
-    assumptions = (CHAIN, *extraction.broken_chain)
-    if missed:
-        assumptions += (f"matrices that could not be read are not in the product ({missed})",)
-    return NetworkResult(bound, (), (method,), assumptions, tuple(factors)), gaps
-
-
-def _given(settings: Settings) -> Iterator[str]:
-    if settings.input_size:
-        yield f"the input has the size given, {'; '.join(settings.input_size)}: it holds for no other"
-    if settings.architecture:
-        yield f"the network is {settings.architecture} in eval mode, as torch's exporter traced it"
-
-
-def _composition_of(
-    model: Model, layers: tuple[Layer, ...], results: tuple[LayerResult, ...], meter: Meter
-) -> tuple[NetworkResult, tuple[Gap, ...]]:
-    """The bound by composition over the graph, each layer's measured norm at its nodes."""
-    from snaudit import between_cuts, folding, lipschitz, stated, stretches
-
-    ranges = stated.ranges_of(model.graph, meter.settings.input_range)
-    started = time.perf_counter()
-    operators = {
-        output: result.norm if layer.gain == 1.0 and len(set(layer.places)) < 2 else meter.norm_at(layer, index)
-        for layer, result in zip(layers, results, strict=True)
-        for index, output in enumerate(layer.outputs)
-    }
-    names = {output: layer.name for layer in layers for output in layer.outputs}
-    shortcuts = [
-        lipschitz.Shortcut(s.output, s.source, s.enclosed(meter.norm_of(s.map())), s.layer.name)
-        for s in stretches.find_stretches(layers)
-    ]
-
-    def fold(value: object) -> object:
-        return folding.evaluate(value) if folding.is_constant(value) else None
-
-    def compose(more: Sequence[lipschitz.Shortcut]) -> lipschitz.Composition:
-        every = (*shortcuts, *more)
-        return lipschitz.compose(model.graph, meter.settings.norm, operators, names, every, fold, ranges)
-
-    found = compose(())
-    name = "composition over the graph"
-    methods = [MethodResult(name, replace(found.bound, method=name), time.perf_counter() - started)]
-    if meter.settings.norm == "l2":
-        ways = between_cuts.measure(model.graph, meter.norm_of)
-        for way in ways:
-            started = time.perf_counter()
-            bound = replace(way.alone or compose(way.shortcuts).bound, method=way.name)
-            if bound.bounded:  # behind a gap no method has anything to say of the whole
-                methods.append(MethodResult(way.name, bound, way.seconds + time.perf_counter() - started))
-        found = compose([shortcut for way in ways for shortcut in way.shortcuts])
-        name = _winner(methods, found.bound)
-    bound = replace(found.bound, method=name)
-    network = NetworkResult(
-        bound,
-        tuple(OutputResult(name, bound) for name, bound in found.outputs),
-        tuple(methods),
-        (*_given(meter.settings), *found.assumptions),
-        found.contributions,
-        tuple(PartialResult(part.start, part.end, part.bound) for part in found.partials),
-    )
-    return network, found.gaps
-
-
-def _winner(methods: list[MethodResult], least: Bound) -> str:
-    """The method whose bound is the network's; where sections have different winners, that is said."""
-    best = min(methods, key=lambda method: method.bound.size)
-    return best.name if best.bound.size <= least.size else "the least bound of each section"

@@ -22,6 +22,7 @@ LEVELS = (
     ("pipeline", "constraints"),
     ("witness", "search", "architecture", "exporting"),
     ("rewriting",),
+    ("network",),
     ("between_cuts",),
     ("policy", "report", "measuring", "outputs", "writing", "extraction", "lipschitz", "stated"),
     ("stretches", "parameters", "quantized_parameters", "nodes", "places", "quantized_nodes", "ranges_walk", "walk", "conclusions",

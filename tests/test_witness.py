@@ -223,13 +223,13 @@ def test_replay_and_gate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_a_pair_above_a_proved_bound_is_our_bug(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    composition = pipeline._composition_of
+    composition = pipeline.network_of
 
     def too_low(*arguments):
         network, gaps = composition(*arguments)
         return replace(network, bound=replace(network.bound, upper=8.0)), gaps
 
-    monkeypatch.setattr(pipeline, "_composition_of", too_low)
+    monkeypatch.setattr(pipeline, "network_of", too_low)
     assert cli.main(["inspect", str(BLUR), "--witness-seconds", "20"]) == 4
     assert "bug in snaudit" in capsys.readouterr().err
 

@@ -1,0 +1,176 @@
+"""The bound of a whole network: by composition over its graph, or of a bare checkpoint as a chain."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from snaudit.bound import UNBOUNDED, Bound, Grade, at_most, chain, exactly, scaled, up
+from snaudit.findings import (
+    Gap,
+    LayerResult,
+    MethodResult,
+    NetworkResult,
+    OutputResult,
+    PartialResult,
+    Settings,
+)
+from snaudit.layers import Extraction, Layer
+from snaudit.measuring import Meter
+from snaudit.model import Model
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from snaudit import lipschitz
+    from snaudit.patterns import Shortcut
+
+
+def network_of(
+    model: Model, extraction: Extraction, results: tuple[LayerResult, ...], meter: Meter
+) -> tuple[NetworkResult, tuple[Gap, ...]]:
+    """(the network's bound, the gaps at which it ends) from its layers' measured norms."""
+    if model.graph is None:
+        missed = sum(item.missed for item in (*model.left_out, *extraction.left_out))
+        return _chain_of(extraction, results, missed)
+    return _composition_of(model, extraction.layers, results, meter)
+
+
+CHAIN = (
+    "the layers run one after another, each stored matrix once, in between only functions that are "
+    "1-Lipschitz (a bare checkpoint does not say how its layers are connected: --architecture does)"
+)
+
+
+def _chain_of(
+    extraction: Extraction, results: tuple[LayerResult, ...], missed: int
+) -> tuple[NetworkResult, tuple[Gap, ...]]:
+    """The bound of a bare checkpoint *if* its layers are a chain: the product, graded ASSUMED."""
+    started = time.perf_counter()
+    bound, factors = exactly(1.0), []
+    for layer, result in zip(extraction.layers, results, strict=True):
+        if layer.in_chain:
+            bound = chain(bound, result.norm)
+            factors.append((result.name, result.norm.upper))
+    for name, gain in extraction.scales:
+        if gain is not None:
+            bound = chain(bound, at_most(up(gain), "scale"))
+            factors.append((name, gain))
+    gaps: tuple[Gap, ...] = ()
+    if not factors:
+        bound = UNBOUNDED
+        reason = "no layer of it acts on a real-valued input"
+        remedy = "name its code with --architecture, or export it to ONNX"
+        gaps = (Gap("no-chain", "the network", "chain", reason, remedy),)
+    bound = replace(bound, lower=0.0, grade=Grade.ASSUMED, method="product of the layers' norms")
+    method = MethodResult(bound.method, bound, time.perf_counter() - started)
+    assumptions = (CHAIN, *extraction.broken_chain)
+    if missed:
+        assumptions += (f"matrices that could not be read are not in the product ({missed})",)
+    return NetworkResult(bound, (), (method,), assumptions, tuple(factors)), gaps
+
+
+def _given(settings: Settings) -> Iterator[str]:
+    if settings.input_size:
+        yield f"the input has the size given, {'; '.join(settings.input_size)}: it holds for no other"
+    if settings.architecture:
+        yield f"the network is {settings.architecture} in eval mode, as torch's exporter traced it"
+
+
+@dataclass(slots=True)
+class Composer:
+    """Composes the bound of one graph, again and again: with more shortcuts, or with layers scaled.
+
+    norms: of each layer by name, as measured (at its largest place, with its gain).
+    """
+
+    model: Model
+    layers: tuple[Layer, ...]
+    norms: Mapping[str, Bound]
+    meter: Meter
+    _operators: dict[ir.Value, tuple[str, Bound]] = field(init=False)
+    _stretches: list[Shortcut] = field(init=False)
+    _ranges: Any = field(init=False)
+
+    def __post_init__(self) -> None:
+        from snaudit import stated, stretches
+        from snaudit.patterns import Shortcut
+
+        self._ranges = stated.ranges_of(self.model.graph, self.meter.settings.input_range)
+        self._operators = {
+            output: (layer.name, self._norm_at(layer, index))
+            for layer in self.layers
+            for index, output in enumerate(layer.outputs)
+        }
+        self._stretches = [
+            Shortcut(s.output, s.source, s.enclosed(self.meter.norm_of(s.map())), s.layer.name)
+            for s in stretches.find_stretches(self.layers)
+        ]
+
+    def _norm_at(self, layer: Layer, index: int) -> Bound:
+        if layer.gain == 1.0 and len(set(layer.places)) < 2:
+            return self.norms[layer.name]
+        return self.meter.norm_at(layer, index)
+
+    def __call__(
+        self, more: Sequence[Shortcut] = (), factors: Mapping[str, float] | None = None
+    ) -> lipschitz.Composition:
+        """The composition; with `factors`, as if the layers of these names were scaled by them."""
+        from snaudit import lipschitz
+
+        by = factors or {}
+        operators = {o: scaled(bound, by.get(name, 1.0)) for o, (name, bound) in self._operators.items()}
+        names = {o: name for o, (name, _) in self._operators.items()}
+        every = [replace(s, bound=scaled(s.bound, by.get(s.name, 1.0))) for s in self._stretches]
+        norm = self.meter.settings.norm
+        return lipschitz.compose(
+            self.model.graph, norm, operators, names, (*every, *more), _folded, self._ranges
+        )
+
+
+def _folded(value: ir.Value) -> np.ndarray | None:
+    from snaudit import folding
+
+    return folding.evaluate(value) if folding.is_constant(value) else None
+
+
+def _composition_of(
+    model: Model, layers: tuple[Layer, ...], results: tuple[LayerResult, ...], meter: Meter
+) -> tuple[NetworkResult, tuple[Gap, ...]]:
+    """The bound by composition over the graph, each layer's measured norm at its nodes."""
+    from snaudit import between_cuts
+
+    started = time.perf_counter()
+    compose = Composer(model, layers, {r.name: r.norm for r in results}, meter)
+    found = compose(())
+    name = "composition over the graph"
+    methods = [MethodResult(name, replace(found.bound, method=name), time.perf_counter() - started)]
+    if meter.settings.norm == "l2":
+        ways = between_cuts.measure(model.graph, meter.norm_of)
+        for way in ways:
+            started = time.perf_counter()
+            bound = replace(way.alone or compose(way.shortcuts).bound, method=way.name)
+            if bound.bounded:  # behind a gap no method has anything to say of the whole
+                methods.append(MethodResult(way.name, bound, way.seconds + time.perf_counter() - started))
+        found = compose([shortcut for way in ways for shortcut in way.shortcuts])
+        name = _winner(methods, found.bound)
+    bound = replace(found.bound, method=name)
+    network = NetworkResult(
+        bound,
+        tuple(OutputResult(name, bound) for name, bound in found.outputs),
+        tuple(methods),
+        (*_given(meter.settings), *found.assumptions),
+        found.contributions,
+        tuple(PartialResult(part.start, part.end, part.bound) for part in found.partials),
+    )
+    return network, found.gaps
+
+
+def _winner(methods: list[MethodResult], least: Bound) -> str:
+    """The method whose bound is the network's; where sections have different winners, that is said."""
+    best = min(methods, key=lambda method: method.bound.size)
+    return best.name if best.bound.size <= least.size else "the least bound of each section"

@@ -19,7 +19,7 @@ from snaudit.quantized_nodes import picked_rows, source_of
 from snaudit.ranges import Range
 from snaudit.ranges_walk import note_ranges, step_of
 from snaudit.rules import quantized
-from snaudit.rules.interface import CONSTANT, Unbounded, Value
+from snaudit.rules.interface import CONSTANT, Unbounded, Value, unmeasured
 from snaudit.walk import (
     MALFORMED,
     UNROUNDED,
@@ -78,6 +78,7 @@ def compose(
     shortcuts: Sequence[Shortcut] = (),
     fold: Callable[[ir.Value], np.ndarray | None] = lambda value: None,
     stated: Mapping[str, Range] = {},
+    measure: Callable[[np.ndarray], Bound] = unmeasured,
 ) -> Composition:
     """The network's bound by composition: Lip(f∘g) ≤ Lip f·Lip g at every node of the DAG.
 
@@ -86,12 +87,13 @@ def compose(
     shortcuts  measured bounds past several nodes; each value keeps the lesser of rule and shortcut
     fold       the array of a constant value, or None
     stated     for a graph input's name, the range within which the bound is to hold
+    measure    encloses the norm of a matrix that a rule puts together (a gate's, a head's)
 
     A node without a rule, or whose rule refuses, leaves its outputs unbounded and becomes a Gap; the
     walk goes on, so all gaps are found. Only nodes that the outputs depend on count, and a node that
     a shortcut passes does not.
     """
-    walk = Walk(model, norm, operators, names, {}, fold, frozenset(model.graph.inputs))
+    walk = Walk(model, norm, operators, names, {}, fold, frozenset(model.graph.inputs), measure=measure)
     for shortcut in shortcuts:
         walk.shortcuts.setdefault(shortcut.output, []).append(shortcut)
     walk.ranges.update({v: stated[v.name] for v in model.graph.inputs if v.name in stated})
@@ -107,8 +109,9 @@ def compose(
 def _rounding(walk: Walk, order: list[ir.Node]) -> str:
     """What rounding adds to the bound, in words: a second walk, on which lips are errors."""
     second = Walk(
-        walk.model, walk.norm, walk.operators, walk.names, walk.shortcuts, walk.fold, walk.inputs, errors=True
-    )
+        walk.model, walk.norm, walk.operators, walk.names, walk.shortcuts, walk.fold, walk.inputs,
+        measure=walk.measure, errors=True,
+    )  # fmt: skip
     for node in order:
         _visit(second, node)
     error = joint.stack([final_of(second, output) for output in walk.model.graph.outputs], walk.norm).lip.upper

@@ -30,7 +30,7 @@ def step_of(walk: Walk, node: ir.Node) -> Step:
     opset = imports.get("" if is_default(node) else node.domain) or imports.get("ai.onnx", 0)
     operator = walk.operators.get(node.outputs[0])
     known = (lambda value: UNKNOWN) if walk.errors else (lambda value: range_of(walk, value))
-    return Step(node, inputs, walk.norm, opset, operator, walk.fold, walk.errors, known)
+    return Step(node, inputs, walk.norm, opset, operator, walk.fold, walk.errors, known, walk.measure)
 
 
 _NO_FUNCTION = frozenset({"random", "malformed", "training-mode", "bad-attribute", "bad-constant"})

@@ -12,7 +12,7 @@ from snaudit.bound import UNBOUNDED, Bound, Norm, exactly
 from snaudit.findings import Gap
 from snaudit.patterns import Shortcut
 from snaudit.ranges import UNKNOWN, Range, of_constant
-from snaudit.rules.interface import CONSTANT, Value
+from snaudit.rules.interface import CONSTANT, Value, unmeasured
 
 MALFORMED = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
 """What a rule raises over attributes or inputs that make no sense."""
@@ -47,6 +47,8 @@ class Walk:
     """Values whose shape may depend on the numbers in the network's input."""
     codes: set[ir.Value] = field(default_factory=set)
     """Integers that stand for varying real values."""
+    measure: Callable[[np.ndarray], Bound] = unmeasured
+    """The enclosed norm of a matrix that a rule has put together."""
     errors: bool = False
     """Whether lips are bounds of what rounding has added so far: real inputs have none, and share one source."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from snaudit.rules import (
     affine,
+    attention,
     merge,
     normalization,
     pointwise,
@@ -26,6 +27,7 @@ ROWS: tuple[Row, ...] = (
     *merge.ROWS,
     *reduction.ROWS,
     *recurrent.ROWS,
+    *attention.ROWS,
     *quantized.ROWS,
 )
 

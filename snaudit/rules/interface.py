@@ -55,6 +55,11 @@ class Unbounded(Exception):
         self.reason, self.remedy, self.code = reason, remedy, code
 
 
+def unmeasured(matrix: np.ndarray) -> Bound:
+    """What is known of a matrix that nobody measures."""
+    return UNBOUNDED
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
     """One node of the graph as a rule sees it.
@@ -66,6 +71,7 @@ class Step:
     opset    version of the node's domain
     errors   the walk is about rounding: a Value's lip bounds the error that its actual value may have
     ranges   where the entries of a value lie, as far as that is known
+    measure  encloses the norm, in the audit's norm, of a float64 matrix that the rule has put together
     """
 
     node: onnx_ir.Node
@@ -76,6 +82,7 @@ class Step:
     fold: Callable[[Any], np.ndarray | None] = field(default=lambda value: None, repr=False)
     errors: bool = False
     ranges: Callable[[Any], Range] = field(default=lambda value: UNKNOWN, repr=False)
+    measure: Callable[[np.ndarray], Bound] = field(default=unmeasured, repr=False)
 
     @property
     def where(self) -> str:

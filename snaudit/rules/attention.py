@@ -1,0 +1,43 @@
+"""Attention and other ops that multiply varying values: no constant without ranges."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from snaudit.rules.interface import Row, Step, Unbounded, Value
+
+
+def _refusing(reason: str, remedy: str, code: str) -> Callable[[Step], tuple[Value, ...]]:
+    def rule(step: Step) -> tuple[Value, ...]:
+        raise Unbounded(f"{step.node.op_type} {reason}", remedy, code)
+
+    rule.__doc__ = f"None: it {reason}."
+    return rule
+
+
+recurrent = _refusing(
+    "multiplies gates by states over a number of steps that the model does not fix",
+    "bound the sequence's length and the state, or audit the model without its recurrent part",
+    "recurrent",
+)
+attention = _refusing(
+    "multiplies queries, keys and values that all depend on the network's input",
+    "state a bound on the norm of the tokens (a normalization before it gives one)",
+    "product",
+)
+gated = _refusing(
+    "multiplies two values that both depend on the network's input",
+    "bound both factors, or make one of them a constant",
+    "product",
+)
+
+ROWS: tuple[Row, ...] = (
+    Row("Attention", attention, "∞", "none without a range"),
+    Row("DynamicQuantizeLSTM", recurrent, "∞", "none without a length", domain="com.microsoft"),
+    Row("RotaryEmbedding", gated, "∞", "none yet"),
+    Row("SwiGLU", gated, "∞", "none without a range"),
+    *(
+        Row(op, attention, "∞", "none without a range", domain="com.microsoft")
+        for op in ("Attention", "MultiHeadAttention", "GroupQueryAttention", "PackedAttention", "QAttention")
+    ),
+)

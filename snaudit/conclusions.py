@@ -62,6 +62,10 @@ def assumptions_of(
     return tuple(dict.fromkeys(found))
 
 
+_SEVERAL = frozenset({"LSTM", "GRU", "RNN"})
+"""Ops of several matrices: no norm of one of them is the node's factor."""
+
+
 def contributions_of(
     walk: Walk, order: list[ir.Node], reached: dict[ir.Value, None]
 ) -> Iterator[tuple[str, float]]:
@@ -74,7 +78,7 @@ def contributions_of(
         varying = [v for v in map(walk.values.get, node.inputs) if v is not None and not v.is_constant]
         if output in walk.taken:
             yield walk.taken[output].name, walk.taken[output].bound.upper
-        elif output in walk.operators:
+        elif output in walk.operators and node.op_type not in _SEVERAL:
             yield name, walk.operators[output].upper
         elif len(varying) == 1 and varying[0].lip.bounded and walk.values[output].lip.bounded:
             before, after = varying[0].lip.upper, walk.values[output].lip.upper

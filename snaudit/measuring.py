@@ -67,6 +67,7 @@ class Meter:
 
     settings: Settings
     known: dict[bytes, list[_Known]] = field(default_factory=dict)
+    arrays: dict[bytes, Bound] = field(default_factory=dict)
 
     @property
     def options(self) -> Options:
@@ -98,6 +99,13 @@ class Meter:
     def norm_of(self, operator: AnyMap) -> Bound:
         """The norm of a map that is no layer by itself (a stretch of several)."""
         return sigma.measure(operator, self.settings.norm, self.options)
+
+    def norm_of_array(self, matrix: np.ndarray) -> Bound:
+        """The norm of a matrix that a rule has put together, from memory where an equal one was measured."""
+        key = hashlib.sha256(repr(matrix.shape).encode() + np.ascontiguousarray(matrix).tobytes()).digest()
+        if key not in self.arrays:
+            self.arrays[key] = self.norm_of(Dense(matrix))
+        return self.arrays[key]
 
     def _prepared(self, layer: Layer, stored: Stored = NOTHING) -> Callable[[], Measured]:
         """Reads the layer; what it returns measures it, or waits for whoever measures an equal one."""

@@ -128,7 +128,7 @@ class Composer:
         every = [replace(s, bound=scaled(s.bound, by.get(s.name, 1.0))) for s in self._stretches]
         norm = self.meter.settings.norm
         return lipschitz.compose(
-            self.model.graph, norm, operators, names, (*every, *more), _folded, self._ranges
+            self.model.graph, norm, operators, names, (*every, *more), _folded, self._ranges, self.meter.norm_of_array
         )
 
 

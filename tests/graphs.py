@@ -12,8 +12,9 @@ import onnxruntime
 from onnx import helper, numpy_helper
 from onnx_ir.passes.common import ShapeInferencePass
 
-from snaudit import lipschitz
+from snaudit import lipschitz, sigma
 from snaudit.bound import NORMS, Bound, Norm, at_most
+from snaudit.linear import Dense
 from snaudit.lipschitz import Composition, Shortcut
 from snaudit.ranges import Range, enclosing
 
@@ -138,7 +139,8 @@ def composed(
         values[name]: at_most(table[norm], "given") for name, table in operators.items() if name in values
     }
     names = {values[name]: f"layer {name}" for name in operators if name in values}
-    return lipschitz.compose(graph, norm, norms, names, shortcuts(values), fold, stated(box))
+    measure = lambda matrix: sigma.measure(Dense(matrix), norm)  # noqa: E731
+    return lipschitz.compose(graph, norm, norms, names, shortcuts(values), fold, stated(box), measure)
 
 
 def stated(box: Mapping[str, tuple[Any, Any]]) -> dict[str, Range]:

@@ -20,7 +20,7 @@ from op_cases import ALL, CURVES, LINEAR, OTHERS, RANGED, RESIZED, RNG, Case, ca
 
 from snaudit import rules
 from snaudit.bound import NORMS, UNBOUNDED, Bound, Grade, Norm, exactly
-from snaudit.rules import pointwise, pooling, quantized
+from snaudit.rules import pointwise, pooling, quantized, recurrent
 from snaudit.rules.interface import Step, Unbounded, Value
 from snaudit.rules.normalization import projected
 
@@ -173,7 +173,7 @@ def test_every_row_of_the_table_is_exercised() -> None:
     seen |= {("", "ReduceSumSquare"), ("", "ReduceLogSum")}  # tests/test_ranges.py
     rows = {(row.domain, row.op) for row in rules.ROWS}
     assert len(rows) == len(rules.ROWS), "one row for each op"
-    elsewhere = {(row.domain, row.op) for row in quantized.ROWS}  # test_quantized.py
+    elsewhere = {(row.domain, row.op) for row in (*quantized.ROWS, *recurrent.ROWS)}  # test_quantized, test_recurrent
     assert rows - seen - elsewhere - REFUSED - CONSTANT_OPS == set()
     assert not seen & REFUSED
     for row in rules.ROWS:

@@ -16,7 +16,7 @@ from snaudit.version import VERSION as __version__
 
 _HOMES = {
     "Bound": "bound",
-    "Change": "constraints",
+    "Change": "capping",
     "Constraint": "training",
     "Finding": "findings",
     "Gap": "findings",

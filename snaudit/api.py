@@ -53,9 +53,10 @@ def check(
 
 
 def constrain(
-    path: StrPath, target: StrPath | None = None, max_sigma: float = 1.0, **options: Any
+    path: StrPath, target: StrPath | None = None, max_sigma: float | None = None, **options: Any
 ) -> constraints.Outcome:
-    """Write a copy of the model in which every layer's σ is at most `max_sigma`, on disk, proved.
+    """Write a copy of the model in which every layer's σ is at most `max_sigma` (default 1), or the
+    network's bound at most `max_lipschitz`, on disk, proved.
 
     options: those of `constraints.constrain`. Default target: MODEL.constrained.EXT.
     """

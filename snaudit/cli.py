@@ -106,8 +106,9 @@ def _inspect(
 
 @app.command("constrain")
 def _constrain(
-    max_sigma: opt.Cap,
     model: opt.ModelOrNone = None,
+    max_sigma: opt.Cap = None,
+    max_lipschitz: opt.NetworkCap = None,
     measure: opt.CapMeasure = opt.Measure.operator,
     how: opt.HowChoice = opt.How.scale,
     normalize: opt.Normalize = False,
@@ -125,10 +126,13 @@ def _constrain(
     """Write a copy of the model in which no layer stretches more than the cap."""
 
     def work() -> int:
+        if max_sigma is None and max_lipschitz is None:
+            raise UsageError("constrain needs a limit: --max-sigma, --max-lipschitz or both")
         from snaudit.commands.constraining import constrain
 
         settings = {"key": key, "seed": seed, "device": device.value, "threads": threads}
         options = {
+            "max_lipschitz": max_lipschitz,
             "how": how.value,
             "normalize": normalize,
             "measure": measure.value,

@@ -2,56 +2,36 @@
 
 Spectral norm constraint (Yoshida & Miyato 2017; Gouk et al. 2021): a weight whose σ exceeds the cap
 is scaled down as a whole so that its σ equals it; spectral normalization (Miyato et al. 2018) scales
-every weight; a clip sets only the singular values above the cap to it (`projections`). The scale is cap/upper with the *certified* upper end, and the cap is proved again for
-the rounded numbers and for the bytes on disk, because rounding to the stored dtype can raise σ.
+every weight; a clip sets only the singular values above the cap to it (`projections`). The scale is
+cap/upper with the *certified* upper end, and the cap is proved again for the rounded numbers and for
+the bytes on disk, because rounding to the stored dtype can raise σ. A limit on the network's bound
+becomes caps of its layers (`budget`), and the bound is proved again from the file that was written.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-import numpy as np
-
-from snaudit import formats, projections
-from snaudit.bound import Bound, Grade
-from snaudit.errors import ConstraintError, EmptyModel, SoundnessError, UsageError, WriteError
+from snaudit import budget, formats
+from snaudit.bound import Bound
+from snaudit.capping import Capping, Change, How, Measure
+from snaudit.errors import ConstraintError, EmptyModel, UsageError, WriteError
 from snaudit.extraction import extract
 from snaudit.findings import Settings
-from snaudit.forms import NOTHING, SpectralNorm
+from snaudit.forms import SpectralNorm
 from snaudit.layers import Extraction, Layer, select
-from snaudit.linear import LowRank
-from snaudit.measuring import Meter, not_finite
+from snaudit.measuring import Meter
 from snaudit.model import Model
 from snaudit.outputs import OutputChange
 from snaudit.rewriting import Rewritten, write
 from snaudit.writing import check_target
 
-Measure = Literal["operator", "matrix"]
-How = Literal["scale", "normalize", "clip", "soft"]
+Progress = Callable[[int, int, str], None]
 _HOWS = ("scale", "normalize", "clip", "soft")
-_ROUNDS = 60
-_MARGIN = 2e-8
-"""By how much a clip aims below the cap: the width of an enclosure of what it makes."""
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """What was done to one layer: its bound before and after, and ‖W' − W‖_F/‖W‖_F."""
-
-    name: str
-    op: str
-    dtype: str
-    measure: Measure
-    before: Bound
-    after: Bound
-    relative_change: float
-    changed: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +42,14 @@ class Outcome:
     target: str
     written: bool
     measure: Measure
-    max_sigma: float
+    max_sigma: float | None
     changes: tuple[Change, ...]
     notes: tuple[str, ...] = ()
     outputs: tuple[OutputChange, ...] = ()
     how: How = "scale"
+    max_lipschitz: float | None = None
+    network: tuple[Bound, Bound | None] | None = None
+    """With a limit on the network: its bound before, and in the file that was written."""
 
 
 def default_target(path: Path) -> Path:
@@ -79,8 +62,9 @@ def default_target(path: Path) -> Path:
 def constrain(
     path: Path,
     target: Path | None = None,
-    max_sigma: float = 1.0,
+    max_sigma: float | None = None,
     *,
+    max_lipschitz: float | None = None,
     settings: Settings = Settings(),
     how: How = "scale",
     normalize: bool = False,
@@ -89,9 +73,10 @@ def constrain(
     skip: tuple[str, ...] = (),
     force: bool = False,
     dry_run: bool = False,
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: Progress | None = None,
 ) -> Outcome:
-    """Write a copy of the model at `path` in which the chosen layers keep σ ≤ max_sigma.
+    """Write a copy of the model at `path` in which the chosen layers keep σ ≤ max_sigma (default 1, where
+    there is no other limit), and the network's bound, as `audit` reports it, is at most max_lipschitz.
 
     how: "scale" the whole weight where σ exceeds the cap; "normalize" (or normalize=True): always;
     "clip": only the singular values above it, the nearest such weight in Frobenius norm; "soft": as
@@ -99,22 +84,18 @@ def constrain(
     kernel and rank, and end with the scale that the proof still needs.
     measure: "operator" caps the layer as the operator that it applies (a convolution's Lipschitz
     constant), "matrix" the σ of the reshaped weight. All in the file that is not changed stays
-    bit-equal. Raises UsageError for a cap that is not a positive number, ConstraintError where a
-    weight is not finite or cannot be brought under the cap, WriteError, ModelError.
+    bit-equal. Raises UsageError for limits that are no positive numbers or do not go together,
+    ConstraintError where a weight is not finite, or a layer or the network cannot be brought under its
+    limit, WriteError, ModelError.
     """
-    if not (max_sigma > 0 and math.isfinite(max_sigma)):
-        raise UsageError(f"--max-sigma must be a positive number, not {max_sigma}")
-    if measure not in ("operator", "matrix"):
-        raise UsageError(f"measure must be operator or matrix, not {measure!r}")
-    if how not in _HOWS or (normalize and how not in ("scale", "normalize")):
-        raise UsageError(f"--how must be one of {', '.join(_HOWS)}, and --normalize is one of them")
-    if how in ("clip", "soft") and settings.norm != "l2":
-        raise UsageError(f"{how} moves singular values: it needs the l2 norm, not {settings.norm}")
+    if max_sigma is None and max_lipschitz is None:
+        max_sigma = 1.0
+    how = _checked(max_sigma, max_lipschitz, settings, how, normalize, measure)
     if os.path.isdir(path):
         path = formats.find_in_folder(path)
     wanted = default_target(path) if target is None else target
     real = check_target(wanted, force or dry_run)
-    model = formats.read(path, settings.key)
+    model = formats.read(path, settings.key, settings.input_size or ())
     parts = {os.path.realpath(file.path) for file in model.files} - {os.path.realpath(model.path)}
     if str(real) in parts:
         raise WriteError(f"{wanted}: {path} needs this file")
@@ -122,141 +103,101 @@ def constrain(
     if not extraction.layers:
         raise EmptyModel(path, "no weight matrix to constrain in it")
     chosen = select(extraction.layers, layers, skip)
+    run = _Run(model, extraction, chosen, settings, measure, how, None if dry_run else real, progress)
+    caps = {} if max_sigma is None else {layer.name: max_sigma for layer in chosen}
+    if max_lipschitz is None:
+        changes, outputs, notes, network = *run.rewrite(caps), None
+    else:
+        changes, outputs, notes, network = run.within(max_lipschitz, caps)
+    return Outcome(
+        str(path), str(wanted), not dry_run, measure, max_sigma, changes,
+        model.notes + tuple(_notes(chosen, measure)) + tuple(_not_capped(model, extraction)) + notes,
+        outputs, how, max_lipschitz, network,
+    )  # fmt: skip
+
+
+def _checked(
+    max_sigma: float | None, max_lipschitz: float | None, settings: Settings, how: How, normalize: bool,
+    measure: Measure,
+) -> How:  # fmt: skip
+    """How to constrain. Raises UsageError for options that are none, or contradict each other."""
+    for name, limit in (("--max-sigma", max_sigma), ("--max-lipschitz", max_lipschitz)):
+        if limit is not None and not (limit > 0 and math.isfinite(limit)):
+            raise UsageError(f"{name} must be a positive number, not {limit}")
+    if measure not in ("operator", "matrix"):
+        raise UsageError(f"measure must be operator or matrix, not {measure!r}")
+    if how not in _HOWS or (normalize and how not in ("scale", "normalize")):
+        raise UsageError(f"--how must be one of {', '.join(_HOWS)}, and --normalize is one of them")
     how = "normalize" if normalize else how
-    with Rewritten(None if dry_run else real.parent) as stored:
-        work = _Work(Meter(settings), max_sigma, measure, how, stored)
-        changes = work.bring_all_under(chosen, progress)
-        notes = model.notes + tuple(_notes(chosen, measure)) + tuple(_not_capped(model, extraction))
-        outputs: tuple[OutputChange, ...] = ()
-        if not dry_run:
-            names = frozenset(layer.name for layer in chosen)
-            outputs, more = write(model, real, stored, settings, lambda written: work.prove(written, names))
-            notes += more
-    return Outcome(str(path), str(wanted), not dry_run, measure, max_sigma, changes, notes, outputs, how)
+    if how in ("clip", "soft") and settings.norm != "l2":
+        raise UsageError(f"{how} moves singular values: it needs the l2 norm, not {settings.norm}")
+    if max_lipschitz is not None and (measure == "matrix" or how == "normalize"):
+        given = "--measure matrix" if measure == "matrix" else "--how normalize"
+        raise UsageError(f"--max-lipschitz caps layers as operators, from above: not with {given}")
+    return how
 
 
-@dataclass(slots=True)
-class _Work:
-    """The state of one run."""
+class _Missed(Exception):
+    """The bound of the file read back is over its limit, or further below it than need be."""
 
-    meter: Meter
-    cap: float
-    which: Measure
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """One model and the way in which it is rewritten; target is None for a dry run."""
+
+    model: Model
+    extraction: Extraction
+    chosen: tuple[Layer, ...]
+    settings: Settings
+    measure: Measure
     how: How
-    stored: Rewritten
-    settled: dict[str, tuple[int, Bound]] = field(default_factory=dict)
-    """For a layer that was changed: its bound then, and how many steps its tensors had seen."""
+    target: Path | None
+    progress: Progress | None
 
-    def bound_of(self, layer: Layer, stored: Mapping[str, np.ndarray]) -> Bound:
-        measured = self.meter.measure(layer, stored)
-        return measured.norm if self.which == "operator" else measured.sigma
+    def rewrite(
+        self, caps: Mapping[str, float], prove: Callable[[Model], None] = lambda written: None
+    ) -> tuple[tuple[Change, ...], tuple[OutputChange, ...], tuple[str, ...]]:
+        """(changes, what became of the outputs, notes) of the copy with these caps, once it is proved."""
+        with Rewritten(None if self.target is None else self.target.parent) as stored:
+            capping = Capping(Meter(self.settings), caps, self.measure, self.how, stored)
+            changes = capping.bring_all_under(self.chosen, self.progress)
+            if self.target is None:
+                return changes, (), ()
 
-    def bring_all_under(
-        self, chosen: tuple[Layer, ...], progress: Callable[[int, int, str], None] | None
-    ) -> tuple[Change, ...]:
-        """Every layer brought under the cap, one after another, and what became of each."""
-        before = []
-        for index, layer in enumerate(chosen):
-            if progress is not None:
-                progress(index, len(chosen), layer.name)
-            before.append(self.bring_under(layer))
-        return tuple(self.change_of(layer, bound) for layer, bound in zip(chosen, before, strict=True))
+            def proved(written: Model) -> None:
+                capping.prove(written)
+                prove(written)
 
-    def bring_under(self, layer: Layer) -> Bound:
-        """The layer's bound before it is scaled until its proved bound, for the rounded numbers, is
-        at most the cap."""
-        original = self.bound_of(layer, NOTHING)
-        before = self.bound_of(layer, self.stored) if self.stored.depth(layer) else original
-        if not before.bounded:
-            bad = not_finite(layer)
-            why = bad.message if bad is not None else f"no finite bound by {before.method}"
-            raise ConstraintError(f"{layer.name}: {why}; --skip {layer.name} leaves it as it is")
-        if before.grade < Grade.COMPUTED:
-            raise ConstraintError(f"{layer.name}: {before.method} proves no upper bound to constrain by")
-        if before.upper > self.cap and self.how in ("clip", "soft"):
-            self._project(layer)
-        elif before.upper > self.cap or self._is_short(before):
-            self._scale(layer, before)
-        return original
+            return changes, *write(self.model, self.target, stored, self.settings, proved)
 
-    def _is_short(self, bound: Bound) -> bool:
-        """Whether normalization must raise this layer: what rounding or the width of an enclosure
-        leaves open is no reason to touch it again."""
-        slack = 1 - max(2 * self.meter.settings.width, 0.01)
-        return self.how == "normalize" and 0.0 < bound.upper < self.cap * slack
+    def within(
+        self, limit: float, caps: Mapping[str, float]
+    ) -> tuple[tuple[Change, ...], tuple[OutputChange, ...], tuple[str, ...], tuple[Bound, Bound | None]]:
+        """As `rewrite`, with the caps that bring the network's bound under the limit as well.
 
-    def _scale(self, layer: Layer, before: Bound) -> None:
-        factor, step = self.cap / before.upper, 2.0**-52
-        for _ in range(_ROUNDS):
-            scaled = layer.form.scaled(factor, self.stored)
-            after = self._checked(layer, scaled)
-            if after.upper <= self.cap:
-                self.stored.scale(layer.form, factor, scaled)
-                self.settled[layer.name] = (self.stored.depth(layer), after)
-                return
-            if not after.bounded:
-                break
-            factor *= min(1 - step, self.cap / after.upper)
-            step *= 2
-        raise ConstraintError(
-            f"{layer.name}: in {layer.dtype} no scale brings it from {before.upper:.6g} under {self.cap:.6g}"
-        )
+        What the layers' caps make of the bound is known for the composition over the graph only, so
+        the written file decides: the goal for the composition is moved until the file's bound is
+        under the limit and near it.
+        """
+        plan = budget.Budget(self.model, self.extraction, self.chosen, Meter(self.settings))
+        search = budget.Goals(limit, limit * plan.slack)
+        while search.goal is not None:
+            shared = plan.caps(search.goal)
+            both = {name: min(cap, caps.get(name, math.inf)) for name, cap in shared.items()}
+            found: list[Bound] = []
 
-    def _project(self, layer: Layer) -> None:
-        """Move the layer's singular values, then scale by what rounding and support left over the cap."""
-        matrix, operator = layer.maps(self.stored)
-        gain = layer.gain if self.which == "operator" else 1.0
-        cap = self.cap / gain * (1 - _MARGIN)
-        try:
-            near = projections.bring_under(operator if self.which == "operator" else matrix, cap, self.how)  # type: ignore[arg-type]
-        except np.linalg.LinAlgError as error:
-            raise ConstraintError(f"{layer.name}: {error}; --how scale needs no eigenvalues") from error
-        arrays = layer.replaced(near, self.stored)
-        after = self._checked(layer, arrays)
-        self.stored.replace(arrays)
-        if after.upper > self.cap:
-            self._scale(layer, after)
-        else:
-            self.settled[layer.name] = (self.stored.depth(layer), after)
+            def prove(written: Model, found: list[Bound] = found) -> None:
+                found.append(budget.bound_of(written, extract(written), Meter(self.settings)))
+                if not search.accepts(found[0].upper, bool(shared)):
+                    raise _Missed
 
-    def _checked(self, layer: Layer, arrays: Mapping[str, np.ndarray]) -> Bound:
-        """The layer's bound with these arrays in it. Raises ConstraintError where nothing is left."""
-        after = self.bound_of(layer, ChainMap(dict(arrays), self.stored))  # type: ignore[arg-type]
-        if after.upper == 0.0:
-            raise ConstraintError(
-                f"{layer.name}: {self.cap:.6g} is below what {layer.dtype} can hold: every entry would be zero"
-            )
-        return after
-
-    def prove(self, written: Model, names: frozenset[str]) -> None:
-        """Raise SoundnessError unless every layer of these names keeps the cap in the model read back."""
-        again = replace(self, meter=Meter(self.meter.settings))
-        for layer in extract(written).layers:
-            if layer.name in names:
-                bound = again.bound_of(layer, NOTHING)
-                if bound.upper > self.cap:
-                    raise SoundnessError(f"{layer.name}: {bound.upper!r} on disk, over the cap {self.cap!r}")
-
-    def change_of(self, layer: Layer, before: Bound) -> Change:
-        """What became of a layer once all layers are done: a later one may share its tensors."""
-        if not self.stored.depth(layer):
-            return Change(layer.name, layer.op, layer.dtype, self.which, before, before, 0.0, False)
-        depth, after = self.settled.get(layer.name, (-1, before))
-        if depth != self.stored.depth(layer):
-            after = self.bound_of(layer, self.stored)
-        if after.upper > self.cap:
-            raise ConstraintError(f"{layer.name}: shares numbers with layers that pull it over the cap")
-        moved = _relative_change(layer, self.stored)
-        return Change(layer.name, layer.op, layer.dtype, self.which, before, after, moved, True)
-
-
-def _relative_change(layer: Layer, stored: Mapping[str, np.ndarray]) -> float:
-    """‖W' − W‖_F/‖W‖_F, 0 for a zero weight."""
-    old, new = layer.form.weight(), layer.form.weight(stored)
-    old = old.dense() if isinstance(old, LowRank) else old
-    new = new.dense() if isinstance(new, LowRank) else new
-    size = float(np.linalg.norm(old.ravel()))
-    return float(np.linalg.norm((new - old).ravel())) / size if size else 0.0
+            try:
+                changes, outputs, notes = self.rewrite({**caps, **both}, prove)
+            except _Missed:
+                search.move(found[0].upper)
+                continue
+            return changes, outputs, notes + plan.notes, (plan.before, found[0] if found else None)
+        raise ConstraintError(f"no caps of the layers bring the network's bound under {limit:.6g}")
 
 
 def _notes(chosen: tuple[Layer, ...], measure: Measure) -> Iterator[str]:

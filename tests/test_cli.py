@@ -114,7 +114,7 @@ def test_help_is_quick() -> None:
         (("check", "m", "--max-sigma", "nan"), "must be a finite number"),
         (("check", "m", "--max-lipschitz", "-1"), "must be a finite number"),
         (("check", "m", "--x\x1b[31m"), "\\x1b[31m"),
-        (("constrain", "m"), "'--max-sigma'"),
+        (("constrain", "m"), "--max-sigma, --max-lipschitz or both"),
         (("inspect", "m", "-o", "/nowhere/at/all"), "its folder does not exist"),
     ],
 )

@@ -15,7 +15,7 @@ from snaudit.report import View
 
 
 def constrain(
-    model: Path | None, target: Path | None, max_sigma: float, settings: dict[str, Any],
+    model: Path | None, target: Path | None, max_sigma: float | None, settings: dict[str, Any],
     options: dict[str, Any], as_json: bool,
 ) -> int:  # fmt: skip
     """Rewrite under the cap and render the outcome; 0."""

@@ -165,9 +165,14 @@ WitnessFile = Annotated[
 
 # limits
 Cap = Annotated[
-    float,
+    float | None,
     option(LIMITS, "--max-sigma", metavar="S", show_default=False,
            help="The cap that no chosen layer may exceed."),
+]  # fmt: skip
+NetworkCap = Annotated[
+    float | None,
+    option(LIMITS, "--max-lipschitz", metavar="L", show_default=False,
+           help="Change the chosen layers as little as brings the network's bound to L."),
 ]  # fmt: skip
 CapMeasure = Annotated[
     Measure,

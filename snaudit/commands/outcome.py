@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from snaudit.numerals import at_most, exact, near
@@ -12,7 +13,8 @@ from snaudit.report.page import Column, Page, Row
 from snaudit.report.runs import wrapper_of
 
 if TYPE_CHECKING:
-    from snaudit.constraints import Change, Outcome
+    from snaudit.capping import Change
+    from snaudit.constraints import Outcome
 
 SCHEMA = "snaudit.constrain/1"
 _CALLED = {"operator": "operator norm", "matrix": "σ of the matrix"}
@@ -24,11 +26,15 @@ def render_table(outcome: Outcome, view: View) -> str:
     changed = [change for change in outcome.changes if change.changed]
     measures = {change.measure for change in outcome.changes} or {outcome.measure}
     called = " or ".join(_CALLED[measure] for measure in sorted(measures))
-    page.paragraph(f"{outcome.source}: {called} ≤ {exact(outcome.max_sigma)}", "bold", 2)
+    page.paragraph(f"{outcome.source}: {' and '.join(_limits(outcome, called))}", "bold", 2)
     if changed:
         page.blank()
         _changes(page, changed, mixed=len(measures) > 1)
         page.blank()
+    if outcome.network is not None:
+        before, after = outcome.network
+        reached = "" if after is None else f", now {at_most(after.upper)} ({after.grade.name})"
+        page.paragraph(f"network bound: {at_most(before.upper)}{reached}", "", 2)
     for output in outcome.outputs:
         most, mean = near(output.max_relative, 4), near(output.mean_relative, 4)
         moved = f"moved by at most {most}, on average {mean}, relative to its largest entry"
@@ -47,8 +53,16 @@ def summary(outcome: Outcome) -> str:
     if not outcome.written:
         where = f"dry run: {outcome.target} was not written"
     done = {"clip": "clipped", "soft": "softly clipped"}.get(outcome.how, "scaled")
-    scaled = f"{changed} of {len(outcome.changes)} {done} to {exact(outcome.max_sigma)}"
+    goal = "" if outcome.max_sigma is None or outcome.max_lipschitz else f" to {exact(outcome.max_sigma)}"
+    scaled = f"{changed} of {len(outcome.changes)} {done}{goal}"
     return f"{scaled}, {kept} left bit for bit; {where}"
+
+
+def _limits(outcome: Outcome, called: str) -> Iterator[str]:
+    if outcome.max_sigma is not None:
+        yield f"{called} ≤ {exact(outcome.max_sigma)}"
+    if outcome.max_lipschitz is not None:
+        yield f"network bound ≤ {exact(outcome.max_lipschitz)}"
 
 
 def _changes(page: Page, changed: list[Change], mixed: bool) -> None:
@@ -84,6 +98,8 @@ def render_json(outcome: Outcome) -> str:
         "measure": outcome.measure,
         "max_sigma": outcome.max_sigma,
         "how": outcome.how,
+        "max_lipschitz": outcome.max_lipschitz,
+        "network": _network(outcome),
         "changes": [_change(change) for change in outcome.changes],
         "outputs": [
             {
@@ -94,6 +110,13 @@ def render_json(outcome: Outcome) -> str:
         ],
         "notes": list(outcome.notes),
     }))  # fmt: skip
+
+
+def _network(outcome: Outcome) -> dict[str, Any] | None:
+    if outcome.network is None:
+        return None
+    before, after = outcome.network
+    return {"before": bound(before), "after": None if after is None else bound(after)}
 
 
 def _change(change: Change) -> dict[str, Any]:

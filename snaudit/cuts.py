@@ -208,7 +208,9 @@ def _interval(node: ir.Node, index: int, before: Coefficients) -> _Ends | None:
     """The slopes of the node's function; arrays where they differ between entries."""
     others = [folding.evaluate(v) for v in node.inputs if v is not None and folding.is_constant(v)]
     for array in others:
-        if np.isnan(array.astype(np.float64)).any():
+        with np.errstate(invalid="ignore"):  # a signalling NaN
+            undefined = bool(np.isnan(array.astype(np.float64)).any())
+        if undefined:
             return None
         if array.ndim > len(before.shape) or np.broadcast_shapes(array.shape, before.shape) != before.shape:
             return None

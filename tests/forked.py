@@ -127,6 +127,10 @@ def _warm_up() -> None:
     gc.freeze()
 
 
+OWN_LIBRARIES = "/proc/self/maps"
+"""Where threadpoolctl reads which BLAS this process has loaded: no name out of a model leads there."""
+
+
 def _watch(arguments: list[str]) -> None:
     """End the process at a forbidden event, or at opening a file that is not the model's or Python's."""
     named = [a for a in arguments if os.path.isabs(a)]
@@ -136,6 +140,7 @@ def _watch(arguments: list[str]) -> None:
             path if os.path.isdir(path) else os.path.dirname(path),
             os.path.dirname(os.path.realpath(path)),
         ]
+    named.append(OWN_LIBRARIES)
     within = tuple(os.path.join(os.path.realpath(root), "") for root in roots)
 
     def hook(event: str, details: tuple[object, ...]) -> None:

@@ -40,7 +40,7 @@ from containers import (
 )
 from corpus import matrix
 from corpus_safetensors import entry, file_of
-from forked import FORBIDDEN
+from forked import FORBIDDEN, OWN_LIBRARIES
 from onnx import TensorProto, helper, numpy_helper
 from references import REFERENCES
 
@@ -212,7 +212,7 @@ def watch() -> Iterator[dict[str, Any]]:
         if (
             event in FORBIDDEN
             or event == "compile"
-            or (isinstance(path, (str, bytes)) and not os.fsdecode(path).startswith(root))
+            or (isinstance(path, (str, bytes)) and not os.fsdecode(path).startswith((root, OWN_LIBRARIES)))
         ):
             state["seen"].append(ascii((event, details))[:300])
 

@@ -10,13 +10,14 @@ import numpy as np
 import onnx_ir as ir
 
 from snaudit import joint, numerals, patterns, rules
+from snaudit.attention import Finder
 from snaudit.bound import UNBOUNDED, Bound, Grade, Norm, at_most, chain, exactly, larger
 from snaudit.broadcasting import dims
 from snaudit.conclusions import assumptions_of, contributions_of, final_of, reached_from
 from snaudit.findings import Gap
 from snaudit.patterns import Shortcut
 from snaudit.quantized_nodes import picked_rows, source_of
-from snaudit.ranges import Range
+from snaudit.ranges import UNKNOWN, Range
 from snaudit.ranges_walk import note_ranges, step_of
 from snaudit.rules import quantized
 from snaudit.rules.interface import CONSTANT, Unbounded, Value, unmeasured
@@ -27,6 +28,7 @@ from snaudit.walk import (
     bodies_of,
     branches_of,
     is_default,
+    range_of,
     reads_of,
     value_of,
     where_is,
@@ -210,6 +212,8 @@ def _shorten(walk: Walk, node: ir.Node) -> None:
     opset = walk.model.graph.opset_imports.get("", 0)
     written_out = list(patterns.find(node, walk.fold, walk.norm, opset))
     written_out += _dynamically_quantized(walk, node)
+    if walk.norm == "l2":
+        written_out += _attended(walk, node, opset)
     for shortcut in (*(s for o in node.outputs for s in walk.shortcuts.get(o, ())), *written_out):
         if shortcut.output in walk.starts or (walk.starts and shortcut.source not in walk.values):
             continue  # cut between
@@ -221,6 +225,14 @@ def _shorten(walk: Walk, node: ir.Node) -> None:
         if (short.size < current.lip.size and trusted) or not current.lip.known:
             walk.values[shortcut.output] = Value(short, source.sources, assumes=shortcut.assumes)
             walk.taken[shortcut.output] = shortcut
+
+
+def _attended(walk: Walk, node: ir.Node, opset: int) -> Iterator[Shortcut]:
+    """The shortcut past an attention to the tokens that it is about."""
+    known = (lambda value: UNKNOWN) if walk.errors else (lambda value: range_of(walk, value))
+    held = lambda value: value_of(walk, value).is_constant  # noqa: E731
+    with np.errstate(all="ignore"):  # what leaves the floats is unbounded
+        yield from Finder(walk.fold, walk.measure, known, held, opset).at(node)
 
 
 def _dynamically_quantized(walk: Walk, node: ir.Node) -> Iterator[Shortcut]:

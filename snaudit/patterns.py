@@ -274,8 +274,27 @@ def _centring(graph: _Graph, node: ir.Node) -> _Found:
         yield found[0], gain, "centring"
 
 
+def core_of(node: ir.Node, fold: Fold, opset: int) -> tuple[tuple[int, ...], bool] | None:
+    """(axes, whether the mean is taken off) where a node ends a normalization written out; else None."""
+    found = _core(_Graph(fold, "l2", opset), node) if node.op_type in ("Mul", "Div") else None
+    return None if found is None else (found[1], found[2])
+
+
 def _normalizing(graph: _Graph, node: ir.Node) -> _Found:
     """u/√(mean(u²) + ε) with u = x − mean(x) (LayerNorm) or u = x (RMSNorm): as the op's own rule."""
+    found = _core(graph, node)
+    if found is None:
+        return
+    value, axes, is_centred, epsilon = found
+    try:
+        gain = normalized(1.0, epsilon, _size(value, axes), is_centred, graph.norm).upper
+    except Unbounded:
+        return
+    yield value, gain, "LayerNorm" if is_centred else "RMSNorm"
+
+
+def _core(graph: _Graph, node: ir.Node) -> tuple[ir.Value, tuple[int, ...], bool, float] | None:
+    """(x, axes, whether u = x − mean(x) rather than x, ε) where the node's output is u/√(mean(u²) + ε)."""
     data, root = _quotient(graph, node)
     deviation = graph.made(root, "Sqrt")
     plus = graph.plus(deviation.inputs[0]) if deviation is not None else None
@@ -283,18 +302,14 @@ def _normalizing(graph: _Graph, node: ir.Node) -> _Found:
     axes = None if mean is None else _axes(graph, mean)
     square = None if axes is None else _squared(graph, mean.inputs[0])
     if square is None:
-        return
+        return None
     centred, divided = _centre(graph, square), _centre(graph, data)
     same = divided is not None and divided == centred  # Sub is often exported twice
     if square is not data and not same:
-        return
+        return None
     source, centre_axes = centred or (square, None)
-    for value, is_centred in ((source, True),) if centre_axes == axes else ((square, False),):
-        try:
-            gain = normalized(1.0, plus[1], _size(value, axes), is_centred, graph.norm).upper
-        except Unbounded:
-            continue
-        yield value, gain, "LayerNorm" if is_centred else "RMSNorm"
+    is_centred = centre_axes == axes
+    return source if is_centred else square, axes, is_centred, plus[1]
 
 
 def _quotient(graph: _Graph, node: ir.Node) -> tuple[ir.Value | None, ir.Value | None]:

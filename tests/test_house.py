@@ -29,7 +29,7 @@ LEVELS = (
     ("policy", "report", "measuring", "outputs", "writing", "extraction", "lipschitz", "stated"),
     ("stretches", "parameters", "quantized_parameters", "nodes", "places", "quantized_nodes", "ranges_walk", "walk", "conclusions",
      "cuts"),
-    ("layers", "patterns"),
+    ("layers", "patterns", "attention", "heads", "tokens"),
     ("forms", "dequantized", "formats", "sigma", "rules", "sections", "linearized", "watched"),
     ("findings", "folding", "joint", "ranges_affine", "ranges_moves", "ranges_ops"),
     ("sigma.interface", "rules.interface", "sections.interface", "formats.interface", "formats.source"),

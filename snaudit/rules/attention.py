@@ -1,4 +1,7 @@
-"""Attention and other ops that multiply varying values: no constant without ranges."""
+"""Attention and other ops that multiply varying values: no constant by themselves.
+
+Where a norm or a range bounds the tokens, `snaudit.attention` finds one for all of an attention.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +24,9 @@ recurrent = _refusing(
     "recurrent",
 )
 attention = _refusing(
-    "multiplies queries, keys and values that all depend on the network's input",
-    "state a bound on the norm of the tokens (a normalization before it gives one)",
+    "multiplies queries, keys and values that all depend on the network's input: without a bound on the tokens it "
+    "has no constant (Kim, Papamakarios & Mnih 2021)",
+    "put a LayerNorm or RMSNorm before it, or state an input range (--input-range); fix the number of tokens",
     "product",
 )
 gated = _refusing(
@@ -32,12 +36,16 @@ gated = _refusing(
 )
 
 ROWS: tuple[Row, ...] = (
-    Row("Attention", attention, "∞", "none without a range"),
+    Row("Attention", attention, "∞", "after a norm: snaudit/attention.py"),
     Row("DynamicQuantizeLSTM", recurrent, "∞", "none without a length", domain="com.microsoft"),
     Row("RotaryEmbedding", gated, "∞", "none yet"),
     Row("SwiGLU", gated, "∞", "none without a range"),
     *(
+        Row(op, attention, "∞", "after a norm: snaudit/attention.py", domain="com.microsoft")
+        for op in ("Attention", "MultiHeadAttention")
+    ),
+    *(
         Row(op, attention, "∞", "none without a range", domain="com.microsoft")
-        for op in ("Attention", "MultiHeadAttention", "GroupQueryAttention", "PackedAttention", "QAttention")
+        for op in ("GroupQueryAttention", "PackedAttention", "QAttention")
     ),
 )

@@ -9,6 +9,7 @@ it holds of the checkpoint is the checkpoint's tensors again, compared number by
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 import tempfile
@@ -32,6 +33,8 @@ from snaudit.sizes import sizes_of
 
 SECONDS = 900
 """Wall-clock time that the code, the export and its trial run may take."""
+_MOST_WRITTEN = 1 << 28
+"""Numbers of a model whose graph is written to a file for a runtime: protobuf ends at two gigabytes."""
 _BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from snaudit.exporting import main; main()"
 
 
@@ -44,7 +47,8 @@ def opened(path: Path, settings: Settings) -> Iterator[Model]:
     weights do not fit it or it cannot be exported.
     """
     if settings.architecture is None:
-        yield formats.read(path, settings.key, settings.input_size or ())
+        with _runnable(formats.read(path, settings.key, settings.input_size or ()), settings) as model:
+            yield model
         return
     factory = factory_of(settings.architecture, settings.architecture_args)
     sizes = settings.input_size or ()
@@ -56,6 +60,21 @@ def opened(path: Path, settings: Settings) -> Iterator[Model]:
     with _folder() as folder:
         answer = _exported(path, settings, factory, sizes_of(sizes), Path(folder))
         yield _joined(model, formats.read(Path(folder) / "model.onnx"), answer, factory)
+
+
+@contextmanager
+def _runnable(model: Model, settings: Settings) -> Iterator[Model]:
+    """The model with an ONNX file of its graph, where its own file is none and one is to be run."""
+    wanted = settings.witness_seconds > 0.0 or settings.replay is not None
+    size = sum(math.prod(tensor.shape) for tensor in model.tensors.values())
+    known = model.graph is not None and all(node.domain == "" for node in model.graph.graph)
+    if not wanted or not known or model.runnable is not None or size > _MOST_WRITTEN:
+        yield model
+        return
+    with _folder() as folder:
+        target = Path(folder) / "model.onnx"
+        target.write_bytes(ir.serde.serialize_model(model.graph).SerializeToString())
+        yield replace(model, runnable=target)
 
 
 def _folder() -> tempfile.TemporaryDirectory[str]:

@@ -114,7 +114,7 @@ def write(
         prove(written)
         for file in (*model.files, *written.files):
             file.check()
-        if model.graph is not None:
+        if model.runnable is not None:
             outputs, notes = compare_outputs(model.path, part, settings.seed)
 
     _, *beside = write_model(files, target, model.path, verify)

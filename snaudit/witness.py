@@ -45,7 +45,7 @@ class Seeker:
             "seed": settings.seed,
             "seconds": settings.witness_seconds or 60.0,
             "box": settings.input_range,
-            "sizes": () if settings.architecture else settings.input_size or (),  # that graph has them
+            "sizes": settings.input_size or () if model.format == "onnx" else (),  # others are written with them
         }
         if settings.replay is not None:
             request |= stored_pair(settings.replay)

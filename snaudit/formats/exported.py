@@ -59,6 +59,13 @@ def tensors(archive: Archive, root: str, big: bool) -> Choice:
     return choice
 
 
+def program(archive: Archive, root: str) -> bytes | None:
+    """The JSON of the one model of an archive; None where there is none, or several."""
+    start = f"{root}models/"
+    found = [name for name in archive.records if name.startswith(start) and name.endswith(".json")]
+    return archive.load(found[0], _MAX_JSON) if len(found) == 1 else None
+
+
 def _config(archive: Archive, name: str) -> list[tuple[str, Any]]:
     """The (tensor, description) entries of a config record."""
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

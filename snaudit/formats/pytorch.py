@@ -7,7 +7,7 @@ become nests of attributes; an exported program's tensors are listed in its JSON
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -222,6 +222,11 @@ def _read_legacy(source: Source, key: str | None) -> Model:
 
 
 def _read_exported(source: Source, key: str | None) -> Model:
+    return read_exported_at(source, key, ())
+
+
+def read_exported_at(source: Source, key: str | None, sizes: tuple[str, ...]) -> Model:
+    """The program with its inputs of given sizes, as `--input-size` says them. Raises UsageError."""
     if key is not None:
         raise UsageError("an exported program has no nested entries: leave --key out")
     with unreadable_where_malformed(source.path):
@@ -231,7 +236,17 @@ def _read_exported(source: Source, key: str | None) -> Model:
         notes = ("an exported program: its code was not run; other loaders run it",)
         notes += () if archive.checked else (_UNCHECKED,)
         opened = _Opened((), (), lambda key: partial(archive.read, key), notes)
-        return _model(source, PT2.name, opened, choice)
+        model = _model(source, PT2.name, opened, choice)
+        program = exported.program(archive, root)
+    return model if program is None else _with_graph(model, program, sizes)
+
+
+def _with_graph(model: Model, program: bytes, sizes: tuple[str, ...]) -> Model:
+    """The model with the graph of its program, or with a note on why there is none."""
+    from snaudit.formats.exported_graph import translated
+
+    found = translated(model.path, program, model.tensors, exported.DTYPES, sizes)
+    return replace(model, graph=found.graph, notes=(*model.notes, *found.notes))
 
 
 # Patching

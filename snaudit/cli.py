@@ -121,6 +121,8 @@ def _constrain(
     output: opt.Target = None,
     force: opt.Force = False,
     dry_run: opt.DryRun = False,
+    data: opt.Data = None,
+    report: opt.KeptReport = None,
     format: opt.OutcomeChoice = opt.OutcomeFormat.table,
 ) -> int:
     """Write a copy of the model in which no layer stretches more than the cap."""
@@ -140,8 +142,9 @@ def _constrain(
             "skip": tuple(skip or ()),
             "force": force,
             "dry_run": dry_run,
+            "data": data,
         }
-        return constrain(model, output, max_sigma, settings, options, format == opt.OutcomeFormat.json)
+        return constrain(model, output, max_sigma, settings, options, format == opt.OutcomeFormat.json, report)
 
     return _run(Request(None if model is None else str(model), format == opt.OutcomeFormat.json), work)
 

@@ -21,6 +21,7 @@ from snaudit.bound import Bound
 from snaudit.capping import Capping, Change, How, Measure
 from snaudit.errors import ConstraintError, EmptyModel, UsageError, WriteError
 from snaudit.extraction import extract
+from snaudit.feeds import Given, read_feed
 from snaudit.findings import Settings
 from snaudit.forms import SpectralNorm
 from snaudit.layers import Extraction, Layer, select
@@ -73,6 +74,7 @@ def constrain(
     skip: tuple[str, ...] = (),
     force: bool = False,
     dry_run: bool = False,
+    data: Path | None = None,
     progress: Progress | None = None,
 ) -> Outcome:
     """Write a copy of the model at `path` in which the chosen layers keep σ ≤ max_sigma (default 1, where
@@ -84,7 +86,8 @@ def constrain(
     kernel and rank, and end with the scale that the proof still needs.
     measure: "operator" caps the layer as the operator that it applies (a convolution's Lipschitz
     constant), "matrix" the σ of the reshaped weight. All in the file that is not changed stays
-    bit-equal. Raises UsageError for limits that are no positive numbers or do not go together,
+    bit-equal. data: input (`read_feed`) on which a graph's outputs are compared, besides random input.
+    Raises UsageError for limits that are no positive numbers or do not go together,
     ConstraintError where a weight is not finite, or a layer or the network cannot be brought under its
     limit, WriteError, ModelError.
     """
@@ -103,7 +106,8 @@ def constrain(
     if not extraction.layers:
         raise EmptyModel(path, "no weight matrix to constrain in it")
     chosen = select(extraction.layers, layers, skip)
-    run = _Run(model, extraction, chosen, settings, measure, how, None if dry_run else real, progress)
+    given = None if data is None else read_feed(data, model.graph if model.runnable else None)
+    run = _Run(model, extraction, chosen, settings, measure, how, None if dry_run else real, progress, given)
     caps = {} if max_sigma is None else {layer.name: max_sigma for layer in chosen}
     if max_lipschitz is None:
         changes, outputs, notes, network = *run.rewrite(caps), None
@@ -153,6 +157,7 @@ class _Run:
     how: How
     target: Path | None
     progress: Progress | None
+    given: Given | None
 
     def rewrite(
         self, caps: Mapping[str, float], prove: Callable[[Model], None] = lambda written: None
@@ -168,7 +173,7 @@ class _Run:
                 capping.prove(written)
                 prove(written)
 
-            return changes, *write(self.model, self.target, stored, self.settings, proved)
+            return changes, *write(self.model, self.target, stored, self.settings, proved, self.given)
 
     def within(
         self, limit: float, caps: Mapping[str, float]

@@ -12,6 +12,7 @@ import numpy as np
 
 from snaudit import formats
 from snaudit.errors import WriteError
+from snaudit.feeds import Given
 from snaudit.findings import Settings
 from snaudit.forms import Form, Stored
 from snaudit.layers import Layer
@@ -96,12 +97,18 @@ class Rewritten(Mapping[str, np.ndarray]):
         return name in self._steps
 
 
+def _any(outputs: tuple[OutputChange, ...]) -> None:
+    """Outputs may move as they will."""
+
+
 def write(
-    model: Model, target: Path, stored: Rewritten, settings: Settings, prove: Callable[[Model], None]
-) -> tuple[tuple[OutputChange, ...], tuple[str, ...]]:
+    model: Model, target: Path, stored: Rewritten, settings: Settings, prove: Callable[[Model], None],
+    given: Given | None = None, accept: Callable[[tuple[OutputChange, ...]], None] = _any,
+) -> tuple[tuple[OutputChange, ...], tuple[str, ...]]:  # fmt: skip
     """Write the copy; before it gets its name, read it back, `prove` its caps, compare all the rest.
 
-    (the change of each output of a graph, notes). Raises what `prove` raises, WriteError, ModelError.
+    (the change of each output of a graph, on random input and on what is given, notes). Raises what
+    `prove` and `accept` raise, WriteError, ModelError.
     """
     files = formats.by_name(model.format).patch(model, stored, target)
     outputs: tuple[OutputChange, ...] = ()
@@ -115,7 +122,8 @@ def write(
         for file in (*model.files, *written.files):
             file.check()
         if model.runnable is not None:
-            outputs, notes = compare_outputs(model.path, part, settings.seed)
+            outputs, notes = compare_outputs(model.path, part, settings.seed, given)
+            accept(outputs)
 
     _, *beside = write_model(files, target, model.path, verify)
     if beside:

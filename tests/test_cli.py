@@ -483,7 +483,9 @@ def test_constrain_shows_what_changed(capfd: pytest.CaptureFixture[str], rewriti
     document = strict(out)
     assert code == 0 and document["schema"] == "snaudit.constrain/1" and document["written"] is False
     assert [change["name"] for change in document["changes"]] == [*HOSTILE, "kept"]
-    assert document["outputs"] == [{"name": "y\x1b", "max_relative": 0.5, "mean_relative": None}]
+    assert document["outputs"] == [
+        {"name": "y\x1b", "max_relative": 0.5, "mean_relative": None, "on": "random input", "top1_agreement": None, "rows": 0}
+    ]
 
 
 def test_constrain_options_arrive(capfd: pytest.CaptureFixture[str], rewriting: dict[str, Any]) -> None:

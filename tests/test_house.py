@@ -26,7 +26,7 @@ LEVELS = (
     ("budget",),
     ("network",),
     ("between_cuts",),
-    ("policy", "report", "measuring", "outputs", "writing", "extraction", "lipschitz", "stated"),
+    ("policy", "report", "measuring", "outputs", "writing", "extraction", "lipschitz", "stated", "feeds"),
     ("stretches", "parameters", "quantized_parameters", "nodes", "places", "quantized_nodes", "ranges_walk", "walk", "conclusions",
      "cuts"),
     ("layers", "patterns", "attention", "heads", "tokens"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -16,17 +17,28 @@ from snaudit.report import View
 
 def constrain(
     model: Path | None, target: Path | None, max_sigma: float | None, settings: dict[str, Any],
-    options: dict[str, Any], as_json: bool,
+    options: dict[str, Any], as_json: bool, report: Path | None = None,
 ) -> int:  # fmt: skip
-    """Rewrite under the cap and render the outcome; 0."""
+    """Rewrite under the cap, render the outcome, keep it as a report where one is asked for; 0."""
     path = model if model is not None else find_model(Path())
+    _check_report(report, path, target or constraints.default_target(path), options["data"])
     with sink.Meter() as meter:
         outcome = constraints.constrain(
             path, target, max_sigma, settings=Settings(**settings), progress=meter, **options
         )
+    if report is not None:
+        sink.write_file(report, outcomes.render_json(outcome))
     view = View(**sink.view_facts(to_file=False))
     sink.emit(outcomes.render_json(outcome) if as_json else outcomes.render_table(outcome, view))
     return 0
+
+
+def _check_report(report: Path | None, model: Path, *others: Path | None) -> None:
+    """Refuse, before any work, a report that would replace the model, the copy or the data."""
+    sink.check_output(report, model, "--report")
+    for other in others:
+        if report is not None and other is not None and os.path.realpath(report) == os.path.realpath(other):
+            raise UsageError(f"--report {report} is a file that this run reads or writes")
 
 
 def find_model(folder: Path) -> Path:

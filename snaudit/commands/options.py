@@ -221,5 +221,14 @@ Target = Annotated[
     option(WRITING, "--output", "-o", metavar="OUT", show_default=False,
            help="The new model; default MODEL.constrained.EXT."),
 ]  # fmt: skip
+Data = Annotated[
+    Path | None,
+    option(SHOWING, "--data", metavar="FILE", show_default=False,
+           help="Compare a graph's outputs on this input, too: npz by input name, or the only input's npy."),
+]  # fmt: skip
+KeptReport = Annotated[
+    Path | None,
+    option(SHOWING, "--report", metavar="FILE", show_default=False, help="Also write what changed to a JSON file."),
+]
 Force = Annotated[bool, option(WRITING, "--force", help="Replace OUT if it exists.")]
 DryRun = Annotated[bool, option(WRITING, "--dry-run", help="Show the table, write nothing.")]

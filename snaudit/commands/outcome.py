@@ -38,7 +38,8 @@ def render_table(outcome: Outcome, view: View) -> str:
     for output in outcome.outputs:
         most, mean = near(output.max_relative, 4), near(output.mean_relative, 4)
         moved = f"moved by at most {most}, on average {mean}, relative to its largest entry"
-        page.paragraph(f"output {output.name}: {moved}, on random input", "", 2)
+        kept = "" if output.top1 is None else f"; same top-1 in {round(output.top1 * output.rows)} of {output.rows} rows"
+        page.paragraph(f"output {output.name}: {moved}, on {output.on}{kept}", "", 2)
     for note in outcome.notes:
         page.paragraph(f"note: {note}", "dim", 2)
     page.line((summary(outcome), "bold"))
@@ -105,6 +106,7 @@ def render_json(outcome: Outcome) -> str:
             {
                 "name": output.name, "max_relative": number(output.max_relative),
                 "mean_relative": number(output.mean_relative),
+                "on": output.on, "top1_agreement": output.top1, "rows": output.rows,
             }
             for output in outcome.outputs
         ],

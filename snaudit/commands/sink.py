@@ -98,19 +98,19 @@ def tell(text: str) -> None:
         sys.stderr.flush()
 
 
-def check_output(output: Path | None, model: Path | None) -> None:
+def check_output(output: Path | None, model: Path | None, option: str = "--output") -> None:
     """Refuse, before any work, a report that would replace the model, or that has no folder to go to."""
     if output is None:
         return
     if os.path.isdir(output):
-        raise UsageError(f"--output {output} is a folder")
+        raise UsageError(f"{option} {output} is a folder")
     if not os.path.isdir(os.path.dirname(os.path.realpath(output))):
-        raise UsageError(f"--output {output}: its folder does not exist")
+        raise UsageError(f"{option} {output}: its folder does not exist")
     with contextlib.suppress(OSError):
         if model is not None and os.path.samefile(output, model):
-            raise UsageError(f"--output {output} is the model itself")
+            raise UsageError(f"{option} {output} is the model itself")
     if _is_model(output):
-        raise UsageError(f"--output {output} is a model file: a report does not replace it")
+        raise UsageError(f"{option} {output} is a model file: a report does not replace it")
 
 
 def check_witness(witness: Path | None, output: Path | None) -> None:

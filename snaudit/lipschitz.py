@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
-from snaudit import joint, numerals, patterns, rules
+from snaudit import joint, loops, numerals, patterns, rules
 from snaudit.attention import Finder
 from snaudit.bound import UNBOUNDED, Bound, Grade, Norm, at_most, chain, exactly, larger
 from snaudit.broadcasting import dims
@@ -264,6 +264,10 @@ def _judge(walk: Walk, node: ir.Node, reads: list[ir.Value], known: list[Value])
         return _shape_of(walk, node, varying[0])
     if not domain and op == "If":
         return _chosen(walk, node)
+    if not domain and op in ("Loop", "Scan") and walk.model.graph.opset_imports.get("", 0) >= 9:
+        inside = set(ir.traversal.RecursiveGraphIterator(node.attributes["body"].as_graph()))
+        body = [n for n in _order(walk, node.attributes["body"].as_graph().outputs) if n in inside]
+        return loops.unrolled(walk, node, body, lambda inner: _visit(walk, inner))
     row = rules.lookup(domain, op)
     if row is None or walk.norm not in row.norms or nested:
         raise _unknown(node, op, domain)

@@ -377,7 +377,7 @@ def test_control_flow_that_depends_on_data_is_a_gap() -> None:
         {"x": [4]},
         {"trips": np.array(3), "yes": np.array(True)},
     )
-    assert places(composed(captured)) == [("control-flow", "at s", "Loop")], (
+    assert places(composed(captured)) == [("product", "at s", "Loop")], (
         "its inputs are constant, its body's are not"
     )
 

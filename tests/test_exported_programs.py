@@ -360,6 +360,26 @@ def test_json_that_is_no_program(program: Path, text: bytes) -> None:
         exported_graph.translated(model.path, text, model.tensors, exported.DTYPES)
 
 
+def test_json_that_would_fill_the_memory_is_left_alone(program: Path) -> None:
+    model, _ = parts(program)
+    text = b"[" + b"{}," * 2_000_001 + b"0]"
+    found = exported_graph.translated(model.path, text, model.tensors, exported.DTYPES)
+    assert found.graph is None and "two million" in found.notes[0]
+
+
+def test_claims_of_size_cost_no_memory(program: Path) -> None:
+    """A default for absent parameters is as large as the file claims the input to be."""
+    model, document = parts(program)
+    graph = graph_in(document)
+    graph["tensor_values"]["relu_"]["sizes"][1] = {"as_int": 1 << 40}
+    arguments = {"input": {"as_tensor": {"name": "relu_"}}, "num_groups": {"as_int": 1 << 40}}
+    graph["nodes"][2] |= {
+        "target": "torch.ops.aten.group_norm.default",
+        "inputs": [{"name": name, "arg": value, "kind": 1} for name, value in arguments.items()],
+    }
+    assert translate(model, document).graph is None
+
+
 def places_in(value: Any) -> list[tuple[Any, Any]]:
     found = []
     pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()

@@ -39,6 +39,7 @@ VIEWS = frozenset(MOVES) | {
 PURE = frozenset(TRANSLATORS) - VIEWS
 _NUMBERS = {name: number for number, name in ONNX_DTYPES.items()}
 _INLINE = 512
+_MOST_CONTAINERS = 2_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,8 @@ def translated(
 
     Raises UnreadableModel for JSON that is none, UsageError for sizes that are not the graph's.
     """
+    if text.count(b"[") + text.count(b"{") > _MOST_CONTAINERS:  # a deflated record costs nothing, parsed it does
+        return Translated(None, ("its graph is not read: its JSON has over two million lists and objects",))
     try:
         document = json.loads(
             text, parse_constant=_no_constant, parse_int=_bounded_int, object_pairs_hook=_unique

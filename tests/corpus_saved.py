@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pickle
 import struct
+import warnings
+import zipfile
 from argparse import Namespace
 from collections import OrderedDict
 from pathlib import Path
@@ -90,6 +92,7 @@ def cases(folder: Path) -> list[Case]:
     plain_pickle.write_bytes(pickle.dumps({"a": 1}))
     numpy_pickle = folder / "numpy_pickle.pkl"
     numpy_pickle.write_bytes(pickle.dumps({"weight": W}))
+    found += _programs(folder, net)
     return found + [
         audited("5", put("fp8_e4m3", {"fc.weight": e4}), {"fc.weight": e4.double().numpy()}),
         audited("5", put("fp8_e5m2", {"fc.weight": e5}), {"fc.weight": e5.double().numpy()}),
@@ -136,3 +139,28 @@ def cases(folder: Path) -> list[Case]:
             "4", put("ema", {"model": {"fc.weight": t}, "model_ema": {"fc.weight": t * 2}}), {"fc.weight": W}
         ),
     ]
+
+
+def _programs(folder: Path, net: torch.nn.Module) -> list[Case]:
+    """Exported programs, whole and with a JSON that is none."""
+    whole = folder / "program.pt2"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.export.save(torch.export.export(net, (torch.ones(2, 7),)), whole)
+    truth = {"0.weight": net[0].weight.detach().numpy().copy()}
+    found = [audited("3", whole, truth, "its code was not run")]
+    texts = {"deep": b"[" * 200_000, "list": b"[]", "number": b'{"schema_version": {"major": 1' + b"0" * 9000 + b"}}",
+             "empty": b"", "hollow": b'{"schema_version": {"major": 8}}'}  # fmt: skip
+    for tag, text in texts.items():
+        found.append(refused("3", _with_program(whole, folder / f"program_{tag}.pt2", text), "program"))
+    many = b"[" + b"{}," * 3_000_000 + b"0]"
+    found.append(audited("3", _with_program(whole, folder / "program_many.pt2", many), truth, "two million"))
+    return found
+
+
+def _with_program(whole: Path, target: Path, text: bytes) -> Path:
+    with zipfile.ZipFile(whole) as given, zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as made:
+        for entry in given.infolist():
+            own = entry.filename.endswith("models/model.json")
+            made.writestr(entry.filename, text if own else given.read(entry))
+    return target

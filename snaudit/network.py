@@ -149,13 +149,12 @@ def _composition_of(
     found = compose(())
     name = "composition over the graph"
     methods = [MethodResult(name, replace(found.bound, method=name), time.perf_counter() - started)]
-    if meter.settings.norm == "l2":
+    if meter.settings.norm == "l2" and found.bound.known:  # behind a gap no section makes the whole finite
         ways = between_cuts.measure(model.graph, meter.norm_of)
         for way in ways:
             started = time.perf_counter()
             bound = replace(way.alone or compose(way.shortcuts).bound, method=way.name)
-            if bound.bounded:  # behind a gap no method has anything to say of the whole
-                methods.append(MethodResult(way.name, bound, way.seconds + time.perf_counter() - started))
+            methods.append(MethodResult(way.name, bound, way.seconds + time.perf_counter() - started))
         found = compose([shortcut for way in ways for shortcut in way.shortcuts])
         name = _winner(methods, found.bound)
     bound = replace(found.bound, method=name)

@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from snaudit import folding, quantized_nodes
+from snaudit.contractions import Arranged, contraction_of
 from snaudit.dequantized import Dequantized
 from snaudit.forms import Folded, Form, Plain
 from snaudit.layers import Extraction, Geometry, Layer
@@ -33,7 +34,7 @@ _NO_MATRIX = {
 """Ops whose other constants are no matrix that the network applies: added, multiplied entry by entry,
 shapes, indices, biases. A constant of two axes or more in any other op may be one, and is named."""
 _WEIGHT_SLOTS = {
-    "MatMul": (0, 1), "Gemm": (0, 1), "Conv": (1,), "ConvTranspose": (1,), "LSTM": (1, 2), "GRU": (1, 2), "RNN": (1, 2),
+    "MatMul": (0, 1), "Einsum": (0, 1), "Gemm": (0, 1), "Conv": (1,), "ConvTranspose": (1,), "LSTM": (1, 2), "GRU": (1, 2), "RNN": (1, 2),
 }  # fmt: skip
 _MOVES = {
     "Identity", "Reshape", "Transpose", "Expand", "Tile", "Gather", "GatherND", "Slice", "Split", "Concat", "Where",
@@ -77,7 +78,8 @@ def _add(reading: _Reading, layer: Layer, node: ir.Node) -> None:
     """Count a further use where the same numbers are applied in the same way already."""
     form = layer.form
     handle = form.handle if isinstance(form, Folded) else form.tensors[0]
-    digest = form.digest if isinstance(form, Folded) else b""
+    inner = form.form if isinstance(form, Arranged) else form
+    digest = inner.digest if isinstance(inner, Folded) else b""
     index = str(getattr(form, "index", ""))
     handles = form.tensors if isinstance(form, Dequantized) else (handle,)
     key = (*(t and t.place for t in handles), digest, index, layer.geometry, layer.flipped, layer.op, layer.shape, layer.gain)
@@ -316,7 +318,19 @@ def _packed_attention(node: ir.Node) -> Iterator[Layer]:
         yield Layer(f"{_name(form)}[{letter}]", "Attention", part, flipped=True)
 
 
+def _einsum(node: ir.Node) -> Iterator[Layer]:
+    """The one constant of an Einsum over one varying value."""
+    varying = [i for i, v in enumerate(node.inputs) if v is not None and not folding.is_constant(v)]
+    if len(varying) != 1 or len(node.inputs) != 2:
+        return
+    form = _form(node, 1 - varying[0])
+    found = contraction_of(_attribute(node, "equation", ""), 2, varying[0])
+    if form is not None and found is not None and len(found.constant) == len(form.shape) > 0:
+        yield Layer(_name(form), "Einsum", Arranged(form, found), stacked=True)
+
+
 _FINDERS = {
+    ("", "Einsum"): _einsum,
     ("", "Conv"): _convolution,
     ("", "ConvTranspose"): _convolution,
     ("com.microsoft", "FusedConv"): _convolution,

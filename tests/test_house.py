@@ -30,7 +30,7 @@ LEVELS = (
     ("stretches", "parameters", "quantized_parameters", "nodes", "places", "quantized_nodes", "ranges_walk", "walk",
      "loops", "conclusions", "cuts"),
     ("layers", "patterns", "attention", "heads", "tokens"),
-    ("forms", "dequantized", "formats", "sigma", "rules", "sections", "linearized", "watched"),
+    ("forms", "contractions", "dequantized", "formats", "sigma", "rules", "sections", "linearized", "watched"),
     ("findings", "folding", "joint", "ranges_affine", "ranges_moves", "ranges_ops"),
     ("sigma.interface", "rules.interface", "sections.interface", "formats.interface", "formats.source"),
     ("folded_arithmetic", "folded_shapes", "symbol", "factorizing", "projections", "arrays", "gains", "broadcasting",

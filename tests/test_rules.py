@@ -92,7 +92,25 @@ def affine_cases() -> list[tuple[Case, dict[Norm, float]]]:
     ]
 
 
-AFFINE = affine_cases()
+CONTRACTED = [
+    dense("Einsum", (2, 3), WEIGHT, equation="bi,io->bo"),
+    dense("Einsum", (2, 4), WEIGHT, equation="bo,io->ib"),
+    dense("Einsum", (3, 2), WEIGHT, equation="io,ib", data=1),
+    dense("Einsum", (5, 2, 3), STACK, equation="...hi,hio->...ho"),
+    dense("Einsum", (5, 2, 3), STACK, equation="nhi,hio->hno"),
+    dense("Einsum", (5, 2, 3), STACK, equation="nhi,hio->no"),
+    dense("Einsum", (3, 3, 2), WEIGHT, equation="iib,io->bo", tight={"l2", "l1", "linf"}),
+    dense("Einsum", (2, 3), np.array([1.0, -2.0, 0.5]), equation="bi,i->bi"),
+    dense("Einsum", (2, 3), np.array([1.0, -2.0]), equation="bi,o->bio"),
+]
+SUMMED = [
+    (case("Einsum", (3, 3), equation="ij->ji"), {}),
+    (case("Einsum", (3, 3), equation="ii->i"), {}),
+    (case("Einsum", (2, 3, 4), equation="bij->j"), {}),
+    (case("Einsum", (2, 3), equation="ij"), {}),
+    (case("Einsum", (3, 3), equation="ii->"), {}),
+]
+AFFINE = [*affine_cases(), *CONTRACTED, *SUMMED]
 MEASURED = [*((c, {}) for c in (*LINEAR, *RESIZED, *OTHERS)), *AFFINE]
 REFUSED = frozenset(
     (row.domain, row.op) for row in rules.ROWS if row.constant == "∞"
@@ -239,6 +257,10 @@ def test_an_op_without_a_constant_refuses_or_jumps(domain: str, op: str) -> None
         case("MaxPool", (1, 1, 4), kernel_shape=[0]),
         case("MaxPool", (1, 1, 4)),
         case("MatMul", (2, 3), WEIGHT),
+        case("Einsum", (2, 3), WEIGHT, equation="bi,io->bo"),
+        case("Einsum", (2, 3), WEIGHT, equation="bi,io->b"),
+        case("Einsum", (2, 4, 3), np.ones((1, 4)), equation="bij,ij->bi"),
+        case("Einsum", (None, 3), equation="bi->i"),
         case("Conv", (1, 1, 4), np.ones((1, 1, 2))),
         case("LogSoftmax", (2, 3), axis=7),
         case("Elu", alpha=float("nan")),

@@ -9,7 +9,8 @@ import numpy as np
 from snaudit import joint
 from snaudit.bound import Bound, at_most, root_up, scaled, times_up
 from snaudit.broadcasting import dims, spread
-from snaudit.gains import copies
+from snaudit.contractions import contraction_of
+from snaudit.gains import copies, sums
 from snaudit.ranges import along, summed
 from snaudit.rules.interface import Row, Step, Unbounded, Value, through, within
 
@@ -167,8 +168,26 @@ def convolution(step: Step) -> tuple[Value, ...]:
 
 
 def einsum(step: Step) -> tuple[Value, ...]:
-    """None yet: the contraction's norm is not measured."""
-    raise Unbounded("Einsum is not bounded yet", "export it as MatMul, Transpose and Reshape", "no-rule")
+    """The largest norm of the stack of matrices that the constant is, times √Π of the sizes that are summed up.
+
+    Along indices that only the data and the result have the map is block diagonal with equal blocks; along
+    those that all three have, with one matrix each. An index of the data that appears twice selects a diagonal.
+    l1: sums cost nothing, linf: their sizes. Attained. Two varying factors, or several constants, have no rule.
+    """
+    if len(step.varying) != 1:
+        raise product(step)
+    (index,) = step.varying
+    equation = step.attribute("equation", "")
+    found = contraction_of(equation, len(step.inputs), index)
+    if found is None:
+        raise Unbounded(f"Einsum {equation!r} has no rule", "export it as MatMul, Transpose and Reshape", "no-rule")
+    sizes = dict(zip(reversed(found.data), reversed(step.shape(index) or ()), strict=False))
+    own = step.shape(1 - index) if found.constant else ()
+    shared = [(sizes.get(letter), size) for letter, size in zip(found.constant, own or (), strict=True) if letter in found.data]
+    if any(a is None or a != b for a, b in shared) or any(sizes.get(letter) is None for letter in found.summed):
+        raise Unbounded(f"the sizes of Einsum {equation!r} are not known", "give its input fixed sizes", "unknown-shape")
+    value = through(step.inputs[index], sums(math.prod(sizes[letter] for letter in found.summed), step.norm))
+    return (through(value, _operator(step)) if found.constant else value,)
 
 
 ROWS: tuple[Row, ...] = (
@@ -194,5 +213,5 @@ ROWS: tuple[Row, ...] = (
         "adjoint of a convolution",
         "constant weight",
     ),
-    Row("Einsum", einsum, "∞", "none yet"),
+    Row("Einsum", einsum, "‖W‖, the largest of a stack; √k of k summed", "block diagonal", "one varying factor, at most one constant"),
 )

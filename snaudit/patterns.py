@@ -228,11 +228,44 @@ def _steeper(graph: _Graph, node: ir.Node) -> _Found:
                 yield left, _times((min(a, b), max(a, b)), 1.0), "LeakyRelu"
 
 
+def _sorting(graph: _Graph, node: ir.Node) -> _Found:
+    """(max, min) of two halves, or over groups of at least two, put side by side: entries of a sorted group
+    (GroupSort, MaxMin). Sorting is 1-Lipschitz in every p-norm (Anil, Lucas & Grosse 2019)."""
+    made = [graph.made(_under(graph, value), *_EXTREMES) for value in node.inputs]
+    if len(made) != 2 or None in made or {made[0].op_type, made[1].op_type} not in _PAIRS:
+        return
+    first, second = made
+    if first.op_type.startswith("Reduce"):
+        axes = _axes_of(graph, first)
+        size = None if axes is None else _size(first.inputs[0], axes)
+        same = first.inputs[0] is second.inputs[0] and axes == _axes_of(graph, second)
+        if same and size is not None and size > 1:
+            yield first.inputs[0], 1.0, "sorting"
+    elif len(first.inputs) == 2 and set(first.inputs) == set(second.inputs) and None not in first.inputs:
+        halves = [graph.made(value, "Split") for value in first.inputs]
+        shapes = [value.shape for value in first.inputs]
+        fixed = shapes[0] is not None and all(isinstance(d, int) for d in shapes[0])
+        if halves[0] is not None and halves[0] is halves[1] and first.inputs[0] is not first.inputs[1]:
+            if fixed and shapes[0] == shapes[1]:
+                yield halves[0].inputs[0], 1.0, "sorting"
+
+
+_EXTREMES = ("Max", "Min", "ReduceMax", "ReduceMin")
+_PAIRS = ({"Max", "Min"}, {"ReduceMax", "ReduceMin"})
+
+
+def _under(graph: _Graph, value: ir.Value | None) -> ir.Value | None:
+    node = graph.made(value, "Unsqueeze")
+    return value if node is None else node.inputs[0]
+
+
 def _axes(graph: _Graph, node: ir.Node) -> tuple[int, ...] | None:
     """The axes of a reduction that keeps its dimensions; None if they are not known."""
     keeps = node.attributes["keepdims"].value if "keepdims" in node.attributes else 1
-    if not keeps:
-        return None
+    return _axes_of(graph, node) if keeps else None
+
+
+def _axes_of(graph: _Graph, node: ir.Node) -> tuple[int, ...] | None:
     if "axes" in node.attributes:
         axes = node.attributes["axes"].value
     elif len(node.inputs) > 1 and node.inputs[1] is not None:
@@ -357,4 +390,5 @@ _MATCHERS = {
     "Sub": (_centring,),
     "Max": (_steeper,),
     "Min": (_steeper,),
+    "Concat": (_sorting,),
 }

@@ -208,6 +208,21 @@ def _check(
     return _run(Request(str(model), format == opt.Format.json, output), work)
 
 
+@app.command("explain")
+def _explain(
+    topic: Annotated[opt.Topic, typer.Argument(help="What to explain: ops, the table of ops with a rule.")],
+    format: opt.OutcomeChoice = opt.OutcomeFormat.table,
+) -> int:
+    """Show the table of ops that have a rule: on which condition, with which constant, and why."""
+
+    def work() -> int:
+        from snaudit.commands import explaining
+
+        return explaining.ops(format == opt.OutcomeFormat.json)
+
+    return _run(Request(None, format == opt.OutcomeFormat.json), work)
+
+
 def _box(asked: list[str] | None) -> dict[str, Any]:
     return {"input_range": tuple(asked) if asked else None}
 

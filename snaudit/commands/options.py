@@ -47,6 +47,10 @@ class OutcomeFormat(StrEnum):
     json = "json"
 
 
+class Topic(StrEnum):
+    ops = "ops"
+
+
 class Measure(StrEnum):
     operator = "operator"
     matrix = "matrix"

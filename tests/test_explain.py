@@ -1,0 +1,27 @@
+"""`explain ops` prints the table that the code holds."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from snaudit import cli, rules
+
+
+def test_the_table_of_ops_is_the_codes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["explain", "ops", "--format", "json"]) == 0
+    found = json.loads(capsys.readouterr().out)["ops"]
+    assert [(row["op"], row["domain"]) for row in found] == [(r.op, r.domain or "ai.onnx") for r in rules.ROWS]
+    for shown, row in zip(found, rules.ROWS, strict=True):
+        wanted = (row.constant, row.condition, row.theorem, list(row.norms))
+        assert (shown["constant"], shown["condition"], shown["theorem"], shown["norms"]) == wanted
+    assert cli.main(["explain", "ops"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(rules.ROWS) + 3 and lines[0].split() == ["op", "constant", "condition", "theorem"]
+    assert lines[1].startswith(rules.ROWS[0].op)
+
+
+def test_an_unknown_topic_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["explain", "nothing"]) == 2
+    assert "ops" in capsys.readouterr().err

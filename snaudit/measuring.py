@@ -97,8 +97,8 @@ class Meter:
         return self.measure(replace(layer, gain=1.0, places=places)).norm
 
     def norm_of(self, operator: AnyMap) -> Bound:
-        """The norm of a map that is no layer by itself (a stretch of several)."""
-        return sigma.measure(operator, self.settings.norm, self.options)
+        """The norm of a map that is no layer by itself (a stretch of several): the upper end matters."""
+        return sigma.measure(operator, self.settings.norm, replace(self.options, lower=False))
 
     def norm_of_array(self, matrix: np.ndarray) -> Bound:
         """The norm of a matrix that a rule has put together, from memory where an equal one was measured."""
@@ -170,7 +170,7 @@ class Meter:
 
     def _largest(self, operators: tuple[AnyMap, ...]) -> Bound:
         """The largest norm of one layer in its several places."""
-        bounds = [self.norm_of(operator) for operator in operators]
+        bounds = [sigma.measure(operator, self.settings.norm, self.options) for operator in operators]
         worst = max(bounds, key=lambda bound: bound.upper)
         if len(bounds) == 1:
             return worst

@@ -18,7 +18,8 @@ class Options:
     """How to measure: `rtol` is the width that an enclosure of a convolution is narrowed to.
 
     `budget` is the nominal seconds of one thread that narrowing may take, on top of twice those of an
-    SVD of its matrix; what they do not reach stays wider. None: as long as rtol needs.
+    SVD of its matrix; what they do not reach stays wider. None: as long as rtol needs. Without
+    `lower` a method may spare itself the search for a lower end.
     """
 
     method: str = "auto"
@@ -27,6 +28,7 @@ class Options:
     iterations: int = 20
     seed: int = 0
     budget: float | None = 0.3
+    lower: bool = True
 
 
 @dataclass(frozen=True, slots=True)

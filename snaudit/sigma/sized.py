@@ -22,7 +22,6 @@ are equal: √(times a row repeats)·max_j ‖F(2πj/N)‖, N = n/s where s | n,
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -70,7 +69,7 @@ def measure(map: AnyMap, norm: Norm, options: Options) -> Bound:
         lower, upper, how = bound.lower, bound.upper, bound.method
     else:
         upper, how, start = _by_theorem(located, options)
-        lower = stretch_down(located, start, options.seed)
+        lower = stretch_down(located, start, options.seed) if options.lower else 0.0
     lower, upper = unscale(lower, upper, exponent)
     return Bound(min(lower, upper), upper, Grade.PROVED, f"{how} {where}")
 
@@ -142,8 +141,8 @@ def _zero_padded(map: Located, options: Options) -> tuple[float, str, _Start]:
     if grid.gain > _NEAR and grid.cost <= _BUDGET:
         return grid.upper()
     bound = fourier.measure(conv, "l2", options)
-    coarse = replace(grid, sizes=np.minimum(grid.sizes, 4 * grid.symbol.degree * grid.spreads))
-    return bound.upper, f"{bound.method}, every size,", coarse.best((0,) * len(grid.sizes))[1]
+    start = grid.coarse().best((0,) * len(grid.sizes))[1] if options.lower else None
+    return bound.upper, f"{bound.method}, every size,", start
 
 
 def _circular(map: Located, options: Options) -> tuple[float, str, _Start] | None:
@@ -219,7 +218,7 @@ class Grid:
         count = 0.5 * len(self.symbol.kernels) * math.prod(points.tolist())
         if n == 1:
             return 2e-7 * lags * count
-        trials = 2 ** len(self.sizes) if self.twisted else 1
+        trials = 2 if self.twisted else 1
         each = n * n * (2e-8 + 5e-10 * lags)
         return count * (2e-6 + trials * (each + 3e-8 * n * n) + each + 1.2e-10 * n**3)
 
@@ -267,11 +266,23 @@ class Grid:
         return vector, frequency, group
 
     def upper(self) -> tuple[float, str, _Start]:
-        """The least over the twists of the largest ‖F‖ on the grid, proved; how; and the wave that has it."""
-        twists = itertools.product((0, 1), repeat=len(self.sizes)) if self.twisted else [(0,) * len(self.sizes)]
-        top, start, twist = min(((*self.best(t), t) for t in twists), key=lambda found: found[0])
+        """The largest ‖F‖ on the grid, proved; how; and the wave that has it."""
+        twist = self._twist() if self.twisted else (0,) * len(self.sizes)
+        top, start = self.best(twist)
         signs = "".join("+-"[a] for a in twist)
         return self.capped(twist, top), f"grid {'×'.join(map(str, self.sizes))} {signs}", start
+
+    def coarse(self) -> Grid:
+        """A grid that is fine enough to see about where the symbol peaks."""
+        return replace(self, sizes=np.minimum(self.sizes, 4 * self.symbol.degree * self.spreads))
+
+    def _twist(self) -> tuple[int, ...]:
+        """For each axis the θ whose grid keeps away from the symbol's peak: every one proves a bound,
+        and that one the least, as far as one peak decides."""
+        seen = replace(self.coarse(), twisted=False).best((0,) * len(self.sizes))[1]
+        assert seen is not None
+        turns = seen[1][self.kept] * self.sizes / (2 * math.pi)
+        return tuple(int(abs(turn - round(turn)) < 0.25) for turn in turns.tolist())
 
     def capped(self, twist: tuple[int, ...], guess: float) -> float:
         """An upper bound of ‖F‖ on the grid: Cholesky of shift·I − H completes, or ‖H‖_F ≤ shift."""

@@ -15,6 +15,7 @@ from typing import Any
 from snaudit.version import VERSION as __version__
 
 _HOMES = {
+    "Balance": "balancing",
     "Bound": "bound",
     "Change": "capping",
     "Constraint": "training",
@@ -32,6 +33,7 @@ _HOMES = {
     "Tensor": "model",
     "Verdict": "findings",
     "audit": "api",
+    "balance": "api",
     "check": "api",
     "constrain": "api",
     "constrain_": "training",

@@ -1,4 +1,4 @@
-"""The library's four verbs: load, audit, constrain, check. Paths in, plain values out."""
+"""The library's five verbs: load, audit, constrain, balance, check. Paths in, plain values out."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from snaudit import constraints, formats, pipeline, policy
+from snaudit import balancing, constraints, formats, pipeline, policy
 from snaudit.errors import UsageError
 from snaudit.findings import Report, Settings
 from snaudit.model import Model
@@ -62,3 +62,11 @@ def constrain(
     """
     place = None if target is None else Path(target)
     return constraints.constrain(Path(path), place, max_sigma, **options)
+
+
+def balance(path: StrPath, target: StrPath | None = None, **options: Any) -> balancing.Balance:
+    """Write a copy of an ONNX model that computes the same, its layers' norms evened out along each chain.
+
+    options: those of `balancing.balance`. Default target: MODEL.balanced.EXT.
+    """
+    return balancing.balance(Path(path), None if target is None else Path(target), **options)

@@ -149,6 +149,28 @@ def _constrain(
     return _run(Request(None if model is None else str(model), format == opt.OutcomeFormat.json), work)
 
 
+@app.command("balance")
+def _balance(
+    model: opt.ModelArgument,
+    seed: opt.Seed = 0,
+    device: opt.DeviceChoice = opt.Device.cpu,
+    threads: opt.Threads = None,
+    output: opt.BalancedTarget = None,
+    force: opt.Force = False,
+    dry_run: opt.DryRun = False,
+    format: opt.OutcomeChoice = opt.OutcomeFormat.table,
+) -> int:
+    """Write a copy of the model that computes the same, with the norms of its layers evened out."""
+
+    def work() -> int:
+        from snaudit.commands.evening import balance
+
+        settings = {"seed": seed, "device": device.value, "threads": threads}
+        return balance(model, output, settings, force, dry_run, format == opt.OutcomeFormat.json)
+
+    return _run(Request(str(model), format == opt.OutcomeFormat.json), work)
+
+
 @app.command("check")
 def _check(
     model: opt.ModelArgument,

@@ -506,7 +506,7 @@ def test_constrain_finds_the_only_model(
     code, _, err = run(capfd, *command)
     assert code == 2 and "none in this folder" in err and err.count("\n") == 1
     (tmp_path / "notes.txt").touch()
-    for name in ("model.pt", "model.constrained.pt"):
+    for name in ("model.pt", "model.constrained.pt", "model.balanced.pt"):
         (tmp_path / name).touch()
     assert run(capfd, *command)[0] == 0 and rewriting["path"] == Path("model.pt")
     (tmp_path / "other\x1b.onnx").touch()

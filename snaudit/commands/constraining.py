@@ -7,7 +7,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from snaudit import constraints, formats
+from snaudit import balancing, constraints, formats
 from snaudit.commands import outcome as outcomes
 from snaudit.commands import sink
 from snaudit.errors import UsageError
@@ -44,14 +44,14 @@ def _check_report(report: Path | None, model: Path, *others: Path | None) -> Non
 def find_model(folder: Path) -> Path:
     """The model that a command without one means: `model` in [tool.snaudit], else the folder's only one.
 
-    Copies that constrain made of a model beside them do not count. Raises UsageError with the
+    Copies that constrain and balance made of a model beside them do not count. Raises UsageError with the
     candidates where there is not exactly one.
     """
     configured = _configured(folder / "pyproject.toml")
     if configured is not None:
         return folder / configured
     found = formats.candidates(folder)
-    made = {constraints.default_target(path) for path in found}
+    made = {name(path) for path in found for name in (constraints.default_target, balancing.default_target)}
     found = [path for path in found if path not in made]
     if len(found) == 1:
         return found[0]

@@ -234,5 +234,10 @@ KeptReport = Annotated[
     Path | None,
     option(SHOWING, "--report", metavar="FILE", show_default=False, help="Also write what changed to a JSON file."),
 ]
+BalancedTarget = Annotated[
+    Path | None,
+    option(WRITING, "--output", "-o", metavar="OUT", show_default=False,
+           help="The new model; default MODEL.balanced.EXT."),
+]  # fmt: skip
 Force = Annotated[bool, option(WRITING, "--force", help="Replace OUT if it exists.")]
 DryRun = Annotated[bool, option(WRITING, "--dry-run", help="Show the table, write nothing.")]

@@ -106,7 +106,7 @@ def candidates(folder: Path) -> list[Path]:
 def find_in_folder(folder: Path) -> Path:
     """The one model of a folder: its safetensors index, or its only model file."""
     found = candidates(folder)
-    given = [path for path in found if ".constrained." not in path.name]  # what constrain wrote stands aside
+    given = [path for path in found if not {".constrained", ".balanced"} & set(path.suffixes)]  # what constrain wrote stands aside
     found = given or found
     indexes = [path for path in found if path.name.endswith(INDEX)]
     tensors = [path for path in found if path.suffix == ".safetensors"]

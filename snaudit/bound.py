@@ -131,6 +131,16 @@ class Bound:
         return self.huge if math.isinf(self.upper) else _log_up(self.upper)
 
 
+def enclosed(lower: float, upper: float, grade: Grade, method: str) -> Bound:
+    """The bound of ends that were found apart from each other and may cross by what rounding left open.
+
+    Raises SoundnessError where they cross by more: then one of them is wrong.
+    """
+    if lower > upper * (1.0 + 1e-9) + 1e-280:
+        raise SoundnessError(f"{method}: seen {lower!r}, above the argued {upper!r}")
+    return Bound(min(lower, upper), upper, grade, method)
+
+
 def exactly(value: float, method: str = "exact") -> Bound:
     """The bound of a gain known exactly."""
     return Bound(value, value, Grade.PROVED, method)

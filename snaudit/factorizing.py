@@ -27,7 +27,7 @@ from snaudit.rounding import SAFE, cholesky_deficit
 U32 = 2.0**-24
 BLOCK = 64  # columns of an update, and rows of the symbol's tables
 _PANEL = 16
-_TINY32 = 1e-24  # what single precision's underflow can take, for entries of order one
+_TINY32 = 1e-14  # what single precision's underflow can take of sums of squares, for entries of order one
 
 
 def gamma32(k: int) -> float:

@@ -16,6 +16,7 @@ import numpy as np
 from snaudit.errors import ConstraintError
 from snaudit.linear import LowRank, flat
 from snaudit.model import Tensor
+from snaudit.rounding import exponent_of, scale
 
 Stored = Mapping[str, np.ndarray]
 NOTHING: Stored = {}
@@ -185,27 +186,38 @@ class SpectralNorm:
         return self.original.shape
 
     def weight(self, stored: Stored = NOTHING) -> np.ndarray:
-        weight = _float64(self.original, stored)
-        matrix = flat(np.moveaxis(weight, self.dim, 0))
-        u = _float64(self.left, stored).ravel()
+        weight, u, v, exponent = self._parts(stored)
         with np.errstate(all="ignore"):
-            v = _float64(self.right, stored).ravel() if self.right is not None else self._right_of(matrix, u)
-            return weight / (u @ (matrix @ v))
+            return np.ldexp(weight / (u @ (self._matrix(weight) @ v)), exponent)
 
     def rounding(self, stored: Stored = NOTHING) -> float:
         """uᵀWv is off by at most γ_k·|u|ᵀ|W||v| with k = rows + columns + 2 roundings on a path; each
-        entry of the quotient by u besides. ∞ where that leaves less than one digit of it."""
-        weight = _float64(self.original, stored)
-        matrix = flat(np.moveaxis(weight, self.dim, 0))
-        u = _float64(self.left, stored).ravel()
+        entry of the quotient by u besides. ∞ where that leaves less than one digit of it, and where
+        the quotient is no normal number."""
+        weight, u, v, exponent = self._parts(stored)
+        matrix = self._matrix(weight)
         with np.errstate(all="ignore"):
-            v = _float64(self.right, stored).ravel() if self.right is not None else self._right_of(matrix, u)
-            size = np.abs(u) @ (np.abs(matrix) @ np.abs(v))
+            size, quotient = np.abs(u) @ (np.abs(matrix) @ np.abs(v)), np.abs(u @ (matrix @ v))
             roundings = sum(matrix.shape) + 2 + (0 if self.right is not None else matrix.shape[0] + 8)
-            relative = 1.1 * roundings * 2.0**-53 * size / np.abs(u @ (matrix @ v))
-        if not relative < 0.1:
+            relative = 1.1 * roundings * 2.0**-53 * size / quotient
+        if not relative < 0.1 or quotient < 2.0**-900 or abs(exponent) > 900:
             return float("inf")
         return 1.25 * float(relative) + 2.0**-50 * float(np.sqrt(weight.size))
+
+    def _parts(self, stored: Stored) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+        """(W, u, v, e) scaled by powers of two to entries of order one; the weight is 2ᵉ·W/(uᵀWv)."""
+        weight, u = _float64(self.original, stored), _float64(self.left, stored).ravel()
+        weight = scale(weight, exponent_of(weight))
+        exponent = exponent_of(u)
+        u = scale(u, exponent)
+        if self.right is None:
+            with np.errstate(all="ignore"):
+                return weight, u, self._right_of(self._matrix(weight), u), -exponent
+        v = _float64(self.right, stored).ravel()
+        return weight, u, scale(v, exponent_of(v)), -exponent - exponent_of(v)
+
+    def _matrix(self, weight: np.ndarray) -> np.ndarray:
+        return flat(np.moveaxis(weight, self.dim, 0))
 
     def _right_of(self, matrix: np.ndarray, u: np.ndarray) -> np.ndarray:
         v = matrix.T @ u

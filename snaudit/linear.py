@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -172,6 +172,17 @@ class Convolution:
         outputs = kernel.shape[0] // self.groups
         return split.transpose(order).reshape(self.groups, outputs, channels, *taps)
 
+    def trimmed(self) -> Convolution:
+        """The convolution without the outermost taps that are zero all over: a shift of it, of equal norm
+        over all sizes."""
+        kernel = self.kernel
+        for axis in range(2, kernel.ndim):
+            others = tuple(a for a in range(kernel.ndim) if a != axis)
+            there = np.flatnonzero(kernel.any(axis=others))
+            if len(there) and (there[0] > 0 or there[-1] < kernel.shape[axis] - 1):
+                kernel = np.take(kernel, np.arange(there[0], there[-1] + 1), axis=axis)
+        return self if kernel is self.kernel else replace(self, kernel=kernel)
+
     def at(
         self,
         size: Sequence[int],
@@ -235,7 +246,7 @@ class Located:
     def output_size(self) -> tuple[int, ...]:
         """The spatial shape of the output."""
         c = self.convolution
-        rows = zip(self.size, c.kernel.shape[2:], c.stride, c.dilation, self._sides(), strict=True)
+        rows = zip(self.size, c.kernel.shape[2:], c.stride, c.dilation, self.sides(), strict=True)
         if c.transposed:
             sizes = ((n - 1) * s + d * (k - 1) + 1 - sum(p) for n, k, s, d, p in rows)
             return tuple(n + e for n, e in zip(sizes, self.output_padding, strict=True))
@@ -303,7 +314,20 @@ class Located:
             found.append(np.pad(inner, (sides[0], max(sides[1], needed)), constant_values=-1))
         return tuple(found)
 
-    def _sides(self) -> list[tuple[int, int]]:
+    def without_idle_taps(self) -> Located:
+        """The same operator, with zeros for the taps that never meet an entry of the input."""
+        c, (few, _) = self.convolution, self.ends
+        kernel, sources = c.kernel, self.sources()
+        for axis, (k, s, d, m, source) in enumerate(
+            zip(kernel.shape[2:], c.stride, c.dilation, few, sources, strict=True), start=2
+        ):
+            met = [bool((source[d * t : d * t + s * (m - 1) + 1 : s] >= 0).any()) for t in range(k)]
+            if not all(met):
+                shape = tuple(k if a == axis else 1 for a in range(kernel.ndim))
+                kernel = kernel * np.array(met, dtype=np.float64).reshape(shape)
+        return self if kernel is c.kernel else replace(self, convolution=replace(c, kernel=kernel))
+
+    def sides(self) -> list[tuple[int, int]]:
         """All padding of each axis, before and after."""
         return [(p[0] + z[0], p[1] + z[1]) for p, z in zip(self.padding, self.outside, strict=True)]
 
@@ -338,7 +362,7 @@ class Located:
         for tap, places in self._taps(few):
             part = kernel[(..., *tap)].swapaxes(1, 2) @ given
             padded[(slice(None), *places)] += part.reshape(inputs, *few)
-        for axis, (source, size, sides) in enumerate(zip(sources, many, self._sides(), strict=True), start=1):
+        for axis, (source, size, sides) in enumerate(zip(sources, many, self.sides(), strict=True), start=1):
             lines = np.moveaxis(padded, axis, 0)
             core = slice(sides[0], sides[0] + size)
             total = lines[core].copy()

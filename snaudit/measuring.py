@@ -18,7 +18,7 @@ from snaudit.findings import Finding, LayerResult, Settings
 from snaudit.forms import NOTHING, Stored
 from snaudit.layers import Layer
 from snaudit.linear import BLOCK, AnyMap, BlockDiagonal, Convolution, Dense, LowRank, flat
-from snaudit.rounding import frobenius_up, gamma
+from snaudit.rounding import TINY, exponent_of, frobenius_up, gamma, scale, unscale
 from snaudit.sigma.interface import Options, PowerEstimate
 from snaudit.sigma.scaling import arrays_of
 from snaudit.threads import Job, available, in_order
@@ -102,7 +102,7 @@ class Meter:
 
     def norm_of_array(self, matrix: np.ndarray) -> Bound:
         """The norm of a matrix that a rule has put together, from memory where an equal one was measured."""
-        key = hashlib.sha256(repr(matrix.shape).encode() + np.ascontiguousarray(matrix).tobytes()).digest()
+        key = hashlib.sha256(repr((matrix.shape, matrix.dtype.str)).encode() + np.ascontiguousarray(matrix).tobytes()).digest()
         if key not in self.arrays:
             self.arrays[key] = self.norm_of(Dense(matrix))
         return self.arrays[key]
@@ -210,8 +210,12 @@ def _with_product_rounding(bound: Bound, pair: LowRank, layer: Layer, norm: Norm
     stride, groups and orientation leave out) of at most √size·‖E‖_F (both by Cauchy–Schwarz).
     """
     count = math.prod(layer.shape[2:] if norm == "l2" else layer.shape)
-    error = 1.01 * gamma(pair.right.shape[0] + 2) * frobenius_up(pair.left) * frobenius_up(pair.right)
-    error = times_up(error, 1.01 * math.sqrt(count))
+    exponents = exponent_of(pair.left), exponent_of(pair.right)
+    sizes = [frobenius_up(scale(x, e)) for x, e in zip((pair.left, pair.right), exponents, strict=True)]
+    error = 1.01 * gamma(pair.right.shape[0] + 2) * sizes[0] * sizes[1]
+    error = times_up(unscale(0.0, error, sum(exponents))[1], 1.01 * math.sqrt(count))
+    if any(exponents):
+        error += TINY  # products of such factors may underflow
     return replace(bound, lower=max(0.0, down(bound.lower - error)), upper=up(bound.upper + error))
 
 

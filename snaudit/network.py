@@ -107,8 +107,9 @@ class Composer:
             for index, output in enumerate(layer.outputs)
         }
         self._stretches = [
-            Shortcut(s.output, s.source, s.enclosed(self.meter.norm_of(s.map())), s.layer.name)
+            Shortcut(s.output, s.source, s.enclosed(self.meter.norm_of(whole)), s.layer.name)
             for s in stretches.find_stretches(self.layers)
+            if (whole := s.map()) is not None
         ]
 
     def _norm_at(self, layer: Layer, index: int) -> Bound:

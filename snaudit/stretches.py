@@ -43,14 +43,22 @@ class Stretch:
     after: np.ndarray | None
     place: Place | None = None
 
-    def map(self) -> AnyMap:
-        """The stretch's linear part. Reads the weight's bytes."""
+    def map(self) -> AnyMap | None:
+        """The stretch's linear part; None where a product of weight and scales leaves the normal floats.
+        Reads the weight's bytes."""
         _, operator = self.layer.maps()
+        with np.errstate(all="ignore"):
+            return self._of(operator)
+
+    def _of(self, operator: AnyMap) -> AnyMap | None:
+        factors = [scale for scale in (self.before, self.after) if scale is not None]
+        weight = operator.kernel if isinstance(operator, Convolution) else operator.dense()
+        if factors and not _is_safe(weight, *factors):
+            return None
         if isinstance(operator, Convolution):
             scaled_ = _scale_convolution(operator, self.before, self.after)
             return scaled_ if self.place is None else self.place.of(scaled_)
         assert isinstance(operator, Dense)
-        weight = operator.dense()
         if self.after is not None:
             weight = weight * self.after[:, None]
         if self.before is not None:
@@ -63,6 +71,21 @@ class Stretch:
             return measured
         widened = scaled(measured, 1 + _ROUNDING)
         return Bound(0.0, widened.upper, widened.grade, f"{measured.method}, scales folded")
+
+
+_SMALLEST, _LARGEST = 2.0**-900, 2.0**900
+
+
+def _is_safe(*factors: np.ndarray) -> bool:
+    """Whether every product of non-zero entries, in whatever order, is a normal number, far from the ends."""
+    small = large = 1.0
+    for factor in factors:
+        size = np.abs(factor[factor != 0.0])
+        if size.size:
+            small, large = small * min(1.0, float(size.min())), large * max(1.0, float(size.max()))
+        if not (_SMALLEST < small and large < _LARGEST):
+            return False
+    return True
 
 
 def _scale_convolution(
@@ -140,7 +163,7 @@ def _follow(value: ir.Value, channels: int, axis: int, layer: Layer) -> tuple[np
         if len(uses) != 1 or value.is_graph_output() or value not in uses[0].inputs:
             return scale, value
         step = _scaling(uses[0], value, channels, axis, layer)
-        if step is None:
+        if step is None or not _is_safe(step, *(() if scale is None else (scale,))):
             return scale, value
         scale = step if scale is None else scale * step
         value = uses[0].outputs[0]
@@ -158,6 +181,8 @@ def _precede(value: ir.Value, channels: int, axis: int, layer: Layer) -> tuple[n
         step = _scaling(node, data[0], channels, axis, layer) if whole else None
         if step is None or (scale is None and node.op_type in ("Add", "Sub")):
             return scale, value  # an addition alone is no reason to look further up
+        if not _is_safe(step, *(() if scale is None else (scale,))):
+            return scale, value
         scale = step if scale is None else scale * step
         value = data[0]
 

@@ -209,7 +209,7 @@ HIDDEN = {
         helper.make_node("Expand", ["big", "e"], ["w"]),
         helper.make_node("MatMul", ["h", "w"], ["y"]),
     ],
-    "Einsum": [helper.make_node("Einsum", ["h", "big"], ["y"], equation="bij,jk->bik")],
+    "Einsum": [helper.make_node("Einsum", ["h", "big", "big"], ["y"], equation="bij,jk,kl->bil")],
     "Where": [
         helper.make_node("Where", ["pick", "big", "small"], ["w"]),
         helper.make_node("MatMul", ["h", "w"], ["y"]),
@@ -259,3 +259,23 @@ def test_equal_bytes_of_unlike_dtypes_are_two_weights(tmp_path: Path) -> None:
     report = audit_of(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), tmp_path)
     tops = sorted(layer.sigma.upper for layer in report.layers)
     assert len(tops) == 2 and tops[0] < 2e4 and tops[1] > 1e29
+
+
+@pytest.mark.parametrize(
+    ("before", "weight", "after"),
+    [([1e200, 1e-200, 1e-200], 1e200, []), ([1e250], 1e-200, [1e-150]), ([], 1.0, [1e-200, 1e-200, 1e200, 1e200])],
+)
+def test_scales_that_leave_the_floats_together(tmp_path: Path, before, weight, after) -> None:
+    """A product of scales may underflow where the network does not: that stretch is not folded."""
+    nodes, weights, value = [], [("w", (np.eye(4) + 1) * weight)], "x"
+    for index, factor in enumerate([*before, None, *after]):
+        if factor is None:
+            nodes.append(helper.make_node("MatMul", [value, "w"], [f"v{index}"]))
+        else:
+            weights.append((f"s{index}", np.full(4, factor)))
+            nodes.append(helper.make_node("Mul", [value, f"s{index}"], [f"v{index}"]))
+        value = f"v{index}"
+    model = onnx.shape_inference.infer_shapes(model_of(nodes, [("x", [1, 4])], weights))
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    exact = 5.0 * float(np.prod([np.longdouble(f) for f in (weight, *before, *after)]))
+    assert snaudit.audit(tmp_path / "m.onnx").network.bound.upper >= exact * (1 - 1e-9)

@@ -146,3 +146,44 @@ def test_impossible_paddings_are_refused() -> None:
             conv.at((size,), (pad,), (), mode)
     with pytest.raises(ValueError, match="transposed"):
         Convolution(np.ones((1, 1, 3)), (1,), (1,), 1, True).at((4,), (1,), (), "reflect")
+
+
+def test_zeros_inside_and_outside_count_together() -> None:
+    taps = np.array([-2.0, 0.0, 0.0, 0.0, 2.0])
+    kernel = np.random.default_rng(0).integers(-4, 5, (1321, 1321)).astype(float)[:, :, None] * taps
+    map = Convolution(kernel, (1,), (1,)).at((2,), ((2, 0),), (), "zeros", ((2, 0),))
+    assert not sized._is_small(map), "the matrix would settle it"
+    bound = sigma.measure(map)
+    x = np.random.default_rng(1).standard_normal(map.shape[1])
+    for _ in range(5):
+        x = map.rmatvec(map.matvec(x))
+        x /= np.linalg.norm(x)
+    assert float(np.linalg.norm(map.matvec(x))) <= bound.upper
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 1), (3, 2)])
+def test_taps_that_meet_nothing_do_not_count(size: tuple[int, int]) -> None:
+    """On an input smaller than the kernel most taps see padding only: huge ones there change nothing."""
+    rng = np.random.default_rng(3)
+    for stride, dilation in ((1, 1), (2, 1), (1, 3), (3, 2)):
+        kernel = rng.standard_normal((4, 3, 7, 5))
+        pads = tuple((dilation * (k - 1), dilation * (k - 1)) for k in (7, 5))
+        conv = Convolution(kernel, (stride,) * 2, (dilation,) * 2)
+        whole, reduced = conv.at(size, pads), conv.at(size, pads).without_idle_taps()
+        assert np.array_equal(whole.dense(), reduced.dense())
+    kernel = rng.standard_normal((40, 40, 3, 3))
+    kernel[:, :, [0, 0, 2, 2], [0, 2, 0, 2]] *= 1e6
+    bound = sigma.measure(Convolution(kernel, (1, 1), (1, 1)).at((1, 1), (1, 1)))
+    assert bound.upper <= np.linalg.norm(kernel[:, :, 1, 1], 2) * (1 + 1e-8)
+
+
+def test_trimmed_kernels_keep_their_norm() -> None:
+    rng = np.random.default_rng(4)
+    for stride in (1, 2, 3):
+        kernel = np.zeros((3, 2, 9))
+        kernel[:, :, 3:6] = rng.standard_normal((3, 2, 3))
+        conv = Convolution(kernel, (stride,), (1,))
+        assert conv.trimmed().kernel.shape == (3, 2, 3)
+        dense = np.linalg.norm(conv.at((60,), (8,)).dense(), 2)
+        bound = sigma.measure(conv)
+        assert dense <= bound.upper <= dense * 1.01

@@ -101,6 +101,7 @@ def _without_taps(map: AnyMap, norm: Norm) -> AnyMap:
     """In l2, a convolution whose symbol is constant (1×1, patches) as the matrices that it applies."""
     if norm != "l2" or not isinstance(map, Convolution):
         return map
+    map = map.trimmed()
     kernels = map.polyphase()
     if math.prod(kernels.shape[3:]) != 1:
         return map

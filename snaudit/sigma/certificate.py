@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from snaudit.arrays import Arrays, Cpu, arrays_on, lanczos
-from snaudit.bound import UNBOUNDED, Bound, Grade, Norm, down, exactly, root_up, sum_up, times_up, up
+from snaudit.bound import UNBOUNDED, Bound, Grade, Norm, enclosed, down, exactly, root_up, sum_up, times_up, up
 from snaudit.linear import BLOCK, AnyMap, BlockDiagonal, Dense, LowRank
 from snaudit.rounding import SAFE, TINY, U, frobenius_up, gamma, norm_enclosed, unscale
 from snaudit.sigma.gram import Gram, gram_of, scaled_rows
@@ -78,7 +78,7 @@ def _survey(map: AnyMap, device: Arrays, options: Options) -> Survey:
 
 
 def _bound(lower: float, upper: float) -> Bound:
-    return Bound(min(lower, upper), upper, Grade.PROVED, NAME)
+    return enclosed(lower, upper, Grade.PROVED, NAME)
 
 
 def _monomial(blocks: np.ndarray) -> bool:

@@ -23,7 +23,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from snaudit.bound import Bound, Grade, Norm, exactly, root_up, up
+from snaudit.bound import Bound, Grade, Norm, enclosed, exactly, root_up, up
 from snaudit.linear import AnyMap, Convolution
 from snaudit.rounding import U, largest_entry, unscale
 from snaudit.sigma.interface import Method, Options
@@ -58,7 +58,7 @@ def measure(map: AnyMap, norm: Norm, options: Options) -> Bound:
     search.rtol = _aim(search, budget)
     upper, how = _branch(search, budget)
     lower, upper = unscale(search.lower, upper, exponent)
-    return Bound(min(lower, upper), upper, Grade.PROVED, f"fourier ({how})")
+    return enclosed(lower, upper, Grade.PROVED, f"fourier ({how})")
 
 
 METHOD = Method(

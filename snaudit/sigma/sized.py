@@ -29,7 +29,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from snaudit.arrays import top_eigenpair
-from snaudit.bound import Bound, Grade, Norm, exactly, root_up, sum_up, times_up, up
+from snaudit.bound import Bound, Grade, Norm, enclosed, exactly, root_up, sum_up, times_up, up
 from snaudit.linear import AnyMap, BlockDiagonal, Convolution, Located
 from snaudit.rounding import SAFE, U, cholesky_deficit, exponent_of, gamma, scale, unscale
 from snaudit.sigma import certificate, fourier
@@ -37,8 +37,8 @@ from snaudit.sigma.interface import Method, Options
 from snaudit.sigma.seen import kappa_up, stretch_down
 from snaudit.symbol import Symbol, hermitian, mirrored, symbol_of, taps_first
 
-_DENSE_ORDER = 2000
-_DENSE_WORK = 2e10  # products for the Gram matrix: about a second of one thread
+_DENSE_ORDER = 2600
+_DENSE_WORK = 3.5e10  # products for the Gram matrix: a second or two of one thread
 _BUDGET = 3.0  # nominal seconds of one thread for a grid; then the supremum over all sizes stands in
 _CHUNK = 1 << 22  # complex numbers held at once: 64 MiB
 _NEAR = 4e-3  # all sizes together are so close to this one that a grid is not worth its price
@@ -63,7 +63,11 @@ def measure(map: AnyMap, norm: Norm, options: Options) -> Bound:
         return exactly(0.0, "exact")
     where = "at " + "×".join(map_size(map))
     exponent = exponent_of(kernel)
-    located = replace(map, convolution=replace(map.convolution, kernel=scale(kernel, exponent)))
+    located = map.without_idle_taps()
+    kernel = scale(located.convolution.kernel, exponent)
+    located = replace(located, convolution=replace(located.convolution, kernel=kernel))
+    if not kernel.any():
+        return exactly(0.0, "exact")
     if _is_small(map):
         bound = _by_matrix(located, options)
         lower, upper, how = bound.lower, bound.upper, bound.method
@@ -71,7 +75,7 @@ def measure(map: AnyMap, norm: Norm, options: Options) -> Bound:
         upper, how, start = _by_theorem(located, options)
         lower = stretch_down(located, start, options.seed) if options.lower else 0.0
     lower, upper = unscale(lower, upper, exponent)
-    return Bound(min(lower, upper), upper, Grade.PROVED, f"{how} {where}")
+    return enclosed(lower, upper, Grade.PROVED, f"{how} {where}")
 
 
 METHOD = Method(
@@ -132,7 +136,7 @@ def _by_theorem(map: Located, options: Options) -> tuple[float, str, _Start]:
 
 
 def _zero_padded(map: Located, options: Options) -> tuple[float, str, _Start]:
-    conv = map.convolution
+    conv = map.convolution.trimmed()
     kernels = conv.polyphase()
     if math.prod(kernels.shape[3:]) == 1:
         blocks = BlockDiagonal(kernels.reshape(kernels.shape[:3]))
@@ -167,7 +171,7 @@ def _periods(map: Located) -> list[int]:
     """N on each axis, as the module says; a multiple of d/g, which cuts the axis into d/g equal parts."""
     found = []
     conv, (few, many) = map.convolution, map.ends
-    rows = zip(few, many, conv.kernel.shape[2:], conv.stride, conv.dilation, map.padding, strict=True)
+    rows = zip(few, many, conv.kernel.shape[2:], conv.stride, conv.dilation, map.sides(), strict=True)
     for (m, n, k, s, d, (before, _)), spread in zip(rows, _spreads(conv), strict=True):
         reach = d * (k - 1)
         last = s * (m - 1) + reach - before  # the last place that is read

@@ -29,7 +29,7 @@ from snaudit.measuring import Meter
 from snaudit.model import Model
 from snaudit.outputs import OutputChange
 from snaudit.rewriting import Rewritten, write
-from snaudit.writing import check_target
+from snaudit.writing import check_target, new_folder
 
 Progress = Callable[[int, int, str], None]
 _HOWS = ("scale", "normalize", "clip", "soft")
@@ -58,6 +58,15 @@ def default_target(path: Path) -> Path:
     name = path.name
     ending = formats.INDEX if name.endswith(formats.INDEX) else path.suffix
     return path.with_name(f"{name.removesuffix(ending)}.constrained{ending}")
+
+
+def _place(path: Path, target: Path | None) -> tuple[Path, bool]:
+    """(the file that is to be written, whether its folder may have to be made). For a model in shards the
+    target may be a folder, and what does not end in .json is one: it gets an index of the same name."""
+    if target is None:
+        return default_target(path), False
+    folder = os.path.isdir(target) or (target.suffix != ".json" and not os.path.lexists(target))
+    return (target / path.name, True) if folder and path.name.endswith(formats.INDEX) else (target, False)
 
 
 def constrain(
@@ -89,15 +98,15 @@ def constrain(
     bit-equal. data: input (`read_feed`) on which a graph's outputs are compared, besides random input.
     Raises UsageError for limits that are no positive numbers or do not go together,
     ConstraintError where a weight is not finite, or a layer or the network cannot be brought under its
-    limit, WriteError, ModelError.
+    limit, WriteError, ModelError. A folder as the target: see `_place`.
     """
     if max_sigma is None and max_lipschitz is None:
         max_sigma = 1.0
     how = _checked(max_sigma, max_lipschitz, settings, how, normalize, measure)
     if os.path.isdir(path):
         path = formats.find_in_folder(path)
-    wanted = default_target(path) if target is None else target
-    real = check_target(wanted, force or dry_run)
+    wanted, new = _place(path, target)
+    real = check_target(wanted, force or dry_run, new)
     model = formats.read(path, settings.key, settings.input_size or ())
     parts = {os.path.realpath(file.path) for file in model.files} - {os.path.realpath(model.path)}
     if str(real) in parts:
@@ -109,10 +118,11 @@ def constrain(
     given = None if data is None else read_feed(data, model.graph if model.runnable else None)
     run = _Run(model, extraction, chosen, settings, measure, how, None if dry_run else real, progress, given)
     caps = {} if max_sigma is None else {layer.name: max_sigma for layer in chosen}
-    if max_lipschitz is None:
-        changes, outputs, notes, network = *run.rewrite(caps), None
-    else:
-        changes, outputs, notes, network = run.within(max_lipschitz, caps)
+    with new_folder(real.parent, not dry_run):
+        if max_lipschitz is None:
+            changes, outputs, notes, network = *run.rewrite(caps), None
+        else:
+            changes, outputs, notes, network = run.within(max_lipschitz, caps)
     return Outcome(
         str(path), str(wanted), not dry_run, measure, max_sigma, changes,
         model.notes + tuple(_notes(chosen, measure)) + tuple(_not_capped(model, extraction)) + notes,

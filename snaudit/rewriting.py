@@ -125,10 +125,10 @@ def write(
             outputs, notes = compare_outputs(model.path, part, settings.seed, given)
             accept(outputs)
 
-    _, *beside = write_model(files, target, model.path, verify)
+    (_, *beside), replaced = write_model(files, target, model.path, verify)
     if beside:
         notes += (f"files that belong to it: {', '.join(path.name for path in beside)}",)
-    return outputs, notes
+    return outputs, notes + replaced
 
 
 def _same_but_for(stored: Mapping[str, np.ndarray], before: Model, after: Model) -> None:

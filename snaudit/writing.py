@@ -9,20 +9,28 @@ never half a file under the target's name.
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 import stat
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from snaudit.errors import WriteError
 from snaudit.formats.interface import Patched
 from snaudit.interrupts import uninterrupted
 
+_LARGE = 1 << 26
 
-def check_target(target: Path, force: bool) -> Path:
-    """The file that a write to `target` would replace (links followed); WriteError if it must not."""
+
+def check_target(target: Path, force: bool, new: bool = False) -> Path:
+    """The file that a write to `target` would replace (links followed); WriteError if it must not.
+
+    new: its folder may be one that is still to be made.
+    """
     real = Path(os.path.realpath(target))
+    if new and not os.path.lexists(real.parent) and os.path.isdir(real.parent.parent):
+        return real
     if not os.path.isdir(real.parent):
         raise WriteError(f"{target}: the folder {real.parent} does not exist")
     try:
@@ -40,19 +48,24 @@ def check_target(target: Path, force: bool) -> Path:
 
 def write_model(
     files: tuple[Patched, ...], target: Path, source: Path, verify: Callable[[Path], None]
-) -> tuple[Path, ...]:
-    """The paths written: `target` and the files beside it.
+) -> tuple[tuple[Path, ...], tuple[str, ...]]:
+    """(the paths written: `target` and the files beside it; notes on files that this one replaced).
 
+    Where the model stands at the target itself, its files that have a replacement go with it.
     target: as `check_target` returned it. `verify` gets the path of the finished but unnamed main
     file (the files beside it stand under their own, new names by then) and raises to refuse it.
     Raises WriteError when the disk does not take the bytes.
     """
     main = next(file for file in files if file.name is None)
     named: list[Path] = []
+    old = [file.source for file in files if file.name is not None and file.source is not None]
+    old = old if os.path.realpath(source) == os.path.realpath(target) else []
     try:
         for file in files:
             if file.name is not None:
                 place = target.parent / file.name
+                if file.same and file.source is not None and _linked(file.source, place, named):
+                    continue
                 with _part(place, file.source or source) as part:
                     _fill(part, file, place)
                     with uninterrupted():
@@ -61,9 +74,13 @@ def write_model(
         with _part(target, source) as part:
             _fill(part, main, target)
             verify(part)
+            gone = _removable(old, target)
             with uninterrupted():
                 os.replace(part, target)
                 written, named = (target, *named), []  # the model that now stands there needs them
+                for path in gone:
+                    with contextlib.suppress(OSError):
+                        path.unlink()
         _sync_folder(target.parent)
     except BaseException as error:
         for place in named:
@@ -71,7 +88,74 @@ def write_model(
         if isinstance(error, OSError):
             raise WriteError(f"{target}: {error.strerror or error}; nothing was written") from error
         raise
-    return written
+    return written, tuple(_told(old))
+
+
+def _told(old: Iterable[Path]) -> Iterator[str]:
+    kept = [path.name for path in old if path.exists()]
+    removed = [path.name for path in old if path.name not in kept]
+    if removed:
+        yield f"replaced and removed: {', '.join(removed)}"
+    if kept:
+        yield f"replaced, and kept, as more than this model may need them: {', '.join(kept)}"
+
+
+def _linked(source: Path, place: Path, named: list[Path]) -> bool:
+    """Whether `place` now is a further name of the source's bytes; False where the disk makes no links."""
+    with contextlib.suppress(OSError), uninterrupted():
+        os.link(os.path.realpath(source), place)
+        named.append(place)
+        return True
+    return False
+
+
+def _removable(old: Iterable[Path], target: Path) -> set[Path]:
+    """Of the files of the model that stands at `target`, those which nothing will need once it is replaced:
+    regular files beside the target that no other file there, or in the folder above, names."""
+    folder = target.parent
+    beside = [path for path in old if os.path.realpath(path.parent) == os.path.realpath(folder)]
+    return {path for path in beside if not path.is_symlink() and not _is_named(path, target)}
+
+
+def _is_named(path: Path, target: Path) -> bool:
+    """Whether a file beside the target, but not what stands there, or one in the folder above holds the
+    file's name; also where one
+    that may cannot be read, and for a name that JSON may spell in other bytes. Large files are searched
+    only if they are ONNX."""
+    if not path.name.isascii():
+        return True
+    try:
+        others = {other for place in (target.parent, target.parent.parent) for other in place.iterdir()}
+        others -= {target, target.parent / path.name}
+        return any(_holds(other, os.fsencode(path.name)) for other in others if other.is_file())
+    except (OSError, ValueError):
+        return True
+
+
+def _holds(path: Path, name: bytes) -> bool:
+    size = path.stat().st_size
+    if size == 0 or (size >= _LARGE and path.suffix != ".onnx"):
+        return False
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return content.find(name) >= 0
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path, wanted: bool) -> Iterator[None]:
+    """The folder exists in the block, and stays if the block ends well; one that is made for nothing goes."""
+    made = wanted and not os.path.lexists(folder)
+    if made:
+        try:
+            folder.mkdir()
+        except OSError as error:
+            raise WriteError(f"{folder}: {error.strerror or error}") from error
+    try:
+        yield
+    except BaseException:
+        if made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise
 
 
 @contextlib.contextmanager

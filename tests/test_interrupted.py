@@ -103,7 +103,8 @@ def test_signals_at_many_moments(tmp_path: Path, forker: Forker, kind: str, stat
                 left = {
                     name: digest for name, digest in left.items() if name in before or name == target.name
                 }
-                finished = left == {name: after[name] for name in left} and target.name in left
+                kept = {**before, **after}  # what the copy replaced may stay behind when nothing can be caught
+                finished = left == {name: kept[name] for name in left} and target.name in left
                 assert left == before or finished, (moment, outcome)
             else:
                 told(outcome)
@@ -142,7 +143,7 @@ def test_a_folder_that_may_not_be_written_to(tmp_path: Path, forker: Forker, kin
     for target in (
         locked / "out.x",
         tmp_path / "absent" / "out.x",
-        tmp_path / "in",
+        *([] if kind.startswith("sharded") else [tmp_path / "in"]),  # a folder is what shards may go to
         source / "below_a_file",
         tmp_path / ("n" * 300),
     ):

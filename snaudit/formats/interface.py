@@ -22,12 +22,13 @@ class Patched:
 
     `name` is the plain file name that it must get beside the main file, or None for the main file
     itself (whose name the caller chooses). `source` is the file that it is a copy of, whose mode it
-    gets; None: the model's main file.
+    gets; None: the model's main file. `same`: it is byte-equal to its source, so that a link will do.
     """
 
     name: str | None
     write: Callable[[int], None]
     source: Path | None = None
+    same: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -127,7 +127,7 @@ def _patch(model: Model, changes: Mapping[str, np.ndarray], target: Path) -> tup
     finally:
         source.close()
     files = [Patched(None, writer(main, [*edits[main.path], *resized(resizes)]))]
-    files += [Patched(names[r.path], writer(r, edits.get(r.path, [])), r.path) for r in copied]
+    files += [Patched(names[r.path], writer(r, edits.get(r.path, [])), r.path, r.path not in edits) for r in copied]
     return tuple(files)
 
 

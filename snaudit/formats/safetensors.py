@@ -7,6 +7,7 @@ The index of a sharded model is JSON with a `weight_map` from tensor names to fi
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from snaudit.formats.beside import Beside, open_beside
 from snaudit.formats.interface import Format, Patched
 from snaudit.formats.source import Source
 from snaudit.formats.storage import Edit, check_shape, decode, dtype_of, free_names, new_bytes, writer
-from snaudit.model import LeftOut, Model, Tensor
+from snaudit.model import FileRead, LeftOut, Model, Tensor
 
 _MOST_HEADER = 100_000_000
 INDEX = ".safetensors.index.json"
@@ -238,16 +239,13 @@ def _open_shard(index: Path, shard: str) -> Beside:
 
 
 def _patch_sharded(model: Model, changes: Mapping[str, np.ndarray], target: Path) -> tuple[Patched, ...]:
-    """The index with the shards' new names, and every shard under its new name."""
+    """The index with the shards' new names, and every shard that changes under its new one. The others
+    keep their names where the index is replaced or goes to another folder; else they are linked."""
     index, *shards = model.files
-    stem = re.sub(r"(\.safetensors)?(\.index)?(\.json)?$", "", target.name) or "model"
-
-    def pattern(suffix: str) -> Sequence[str]:
-        count = len(shards)
-        return [f"{stem}{suffix}-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
-
-    names = free_names(target.parent, pattern)
-    renamed = {shard.path.name: name for shard, name in zip(shards, names, strict=True)}
+    renamed = _shard_names(index, shards, target)
+    touched = {shard.path.name: _edits(model, changes, shard.path) for shard in shards}
+    if os.path.realpath(index.path) == os.path.realpath(target) and _all_in(shards, target.parent):
+        renamed = {name: new for name, new in renamed.items() if touched[name]}
     source = Source(index.path)
     try:
         text = source.read(0, source.size)
@@ -255,12 +253,33 @@ def _patch_sharded(model: Model, changes: Mapping[str, np.ndarray], target: Path
         source.close()
     edits = []
     for begin, end, old in _spans(index.path, text):
-        new = json.dumps(renamed[old]).encode()
+        new = json.dumps(renamed.get(old, old)).encode()
         edits.append(Edit(begin, end, lambda new=new: new))
     files = [Patched(None, writer(index, edits))]
-    for shard, name in zip(shards, names, strict=True):
-        files.append(Patched(name, writer(shard, _edits(model, changes, shard.path)), shard.path))
+    for shard in shards:
+        if shard.path.name in renamed:
+            here = touched[shard.path.name]
+            files.append(Patched(renamed[shard.path.name], writer(shard, here), shard.path, same=not here))
     return tuple(files)
+
+
+def _all_in(shards: Sequence[FileRead], folder: Path) -> bool:
+    return all(os.path.realpath(shard.path.parent) == os.path.realpath(folder) for shard in shards)
+
+
+def _shard_names(index: FileRead, shards: Sequence[FileRead], target: Path) -> dict[str, str]:
+    """A name beside the target for each shard: its own, where an index of the same name goes to another
+    folder in which they are free."""
+    own = [shard.path.name for shard in shards]
+    if target.name == index.path.name and not any(os.path.lexists(target.parent / name) for name in own):
+        return dict(zip(own, own, strict=True))
+    stem = re.sub(r"(\.safetensors)?(\.index)?(\.json)?$", "", target.name) or "model"
+
+    def pattern(suffix: str) -> Sequence[str]:
+        count = len(shards)
+        return [f"{stem}{suffix}-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
+
+    return dict(zip(own, free_names(target.parent, pattern), strict=True))
 
 
 def _spans(path: Path, raw: bytes) -> list[tuple[int, int, str]]:

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from snaudit import projections
-from snaudit.bound import Bound, Grade
+from snaudit.bound import UNBOUNDED, Bound, Grade
 from snaudit.errors import ConstraintError, SoundnessError
 from snaudit.extraction import extract
 from snaudit.forms import NOTHING
@@ -20,8 +20,9 @@ from snaudit.linear import LowRank
 from snaudit.measuring import Meter, not_finite
 from snaudit.model import Model
 from snaudit.rewriting import Rewritten
+from snaudit.stretches import find_stretches
 
-Measure = Literal["operator", "matrix"]
+Measure = Literal["operator", "matrix", "folded"]
 How = Literal["scale", "normalize", "clip", "soft"]
 _ROUNDS = 60
 _MARGIN = 2e-8
@@ -60,8 +61,19 @@ class Capping:
     """For a layer that was changed: its bound then, and how many steps its tensors had seen."""
 
     def bound_of(self, layer: Layer, stored: Mapping[str, np.ndarray]) -> Bound:
+        if self.which == "folded":
+            return self._folded(layer, stored)
         measured = self.meter.measure(layer, stored)
         return measured.norm if self.which == "operator" else measured.sigma
+
+    def _folded(self, layer: Layer, stored: Mapping[str, np.ndarray]) -> Bound:
+        """The largest norm of the layer with the scales around it, over all places where it is applied."""
+        found = list(find_stretches((layer,)))
+        bounds = [] if 0 < len(layer.outputs) == len(found) else [self.meter.measure(layer, stored).norm]
+        for stretch in found:
+            whole = stretch.map(stored)
+            bounds.append(UNBOUNDED if whole is None else stretch.enclosed(self.meter.norm_of(whole)))
+        return max(bounds, key=lambda bound: bound.upper)
 
     def bring_all_under(
         self, chosen: tuple[Layer, ...], progress: Callable[[int, int, str], None] | None

@@ -109,7 +109,7 @@ def _constrain(
     model: opt.ModelOrNone = None,
     max_sigma: opt.Cap = None,
     max_lipschitz: opt.NetworkCap = None,
-    measure: opt.CapMeasure = opt.Measure.operator,
+    measure: opt.CapMeasure = opt.Capped.operator,
     how: opt.HowChoice = opt.How.scale,
     normalize: opt.Normalize = False,
     key: opt.Key = None,

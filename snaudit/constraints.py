@@ -94,7 +94,8 @@ def constrain(
     clip, with the smooth σ ↦ σ/(1 + (σ/cap)⁴)^¼. Clipped and softened weights keep their dtype,
     kernel and rank, and end with the scale that the proof still needs.
     measure: "operator" caps the layer as the operator that it applies (a convolution's Lipschitz
-    constant), "matrix" the σ of the reshaped weight. All in the file that is not changed stays
+    constant), "matrix" the σ of the reshaped weight, "folded" the operator with the scales that stand around
+    it in the graph (BatchNorm, Mul): what is scaled is the kernel. All in the file that is not changed stays
     bit-equal. data: input (`read_feed`) on which a graph's outputs are compared, besides random input.
     Raises UsageError for limits that are no positive numbers or do not go together,
     ConstraintError where a weight is not finite, or a layer or the network cannot be brought under its
@@ -111,6 +112,8 @@ def constrain(
     parts = {os.path.realpath(file.path) for file in model.files} - {os.path.realpath(model.path)}
     if str(real) in parts:
         raise WriteError(f"{wanted}: {path} needs this file")
+    if measure == "folded" and model.graph is None:
+        raise UsageError("--measure folded needs a graph, which says what scales a layer: a bare checkpoint has none")
     extraction = extract(model)
     if not extraction.layers:
         raise EmptyModel(path, "no weight matrix to constrain in it")
@@ -138,15 +141,17 @@ def _checked(
     for name, limit in (("--max-sigma", max_sigma), ("--max-lipschitz", max_lipschitz)):
         if limit is not None and not (limit > 0 and math.isfinite(limit)):
             raise UsageError(f"{name} must be a positive number, not {limit}")
-    if measure not in ("operator", "matrix"):
-        raise UsageError(f"measure must be operator or matrix, not {measure!r}")
+    if measure not in ("operator", "matrix", "folded"):
+        raise UsageError(f"measure must be operator, matrix or folded, not {measure!r}")
     if how not in _HOWS or (normalize and how not in ("scale", "normalize")):
         raise UsageError(f"--how must be one of {', '.join(_HOWS)}, and --normalize is one of them")
     how = "normalize" if normalize else how
     if how in ("clip", "soft") and settings.norm != "l2":
         raise UsageError(f"{how} moves singular values: it needs the l2 norm, not {settings.norm}")
-    if max_lipschitz is not None and (measure == "matrix" or how == "normalize"):
-        given = "--measure matrix" if measure == "matrix" else "--how normalize"
+    if how in ("clip", "soft") and measure == "folded":
+        raise UsageError(f"--measure folded scales the kernel as a whole: not with --how {how}")
+    if max_lipschitz is not None and (measure != "operator" or how == "normalize"):
+        given = f"--measure {measure}" if measure != "operator" else "--how normalize"
         raise UsageError(f"--max-lipschitz caps layers as operators, from above: not with {given}")
     return how
 

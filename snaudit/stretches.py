@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from snaudit import folding
 from snaudit.bound import Bound, scaled
+from snaudit.forms import NOTHING, Stored
 from snaudit.layers import Layer, Place
 from snaudit.linear import AnyMap, Convolution, Dense
 from snaudit.places import padded_place
@@ -43,10 +44,10 @@ class Stretch:
     after: np.ndarray | None
     place: Place | None = None
 
-    def map(self) -> AnyMap | None:
+    def map(self, stored: Stored = NOTHING) -> AnyMap | None:
         """The stretch's linear part; None where a product of weight and scales leaves the normal floats.
         Reads the weight's bytes."""
-        _, operator = self.layer.maps()
+        _, operator = self.layer.maps(stored)
         with np.errstate(all="ignore"):
             return self._of(operator)
 

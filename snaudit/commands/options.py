@@ -56,6 +56,12 @@ class Measure(StrEnum):
     matrix = "matrix"
 
 
+class Capped(StrEnum):
+    operator = "operator"
+    matrix = "matrix"
+    folded = "folded"
+
+
 class How(StrEnum):
     scale = "scale"
     normalize = "normalize"
@@ -179,9 +185,11 @@ NetworkCap = Annotated[
            help="Change the chosen layers as little as brings the network's bound to L."),
 ]  # fmt: skip
 CapMeasure = Annotated[
-    Measure,
-    option(LIMITS, "--measure", help="Cap the operator that a layer applies, or its reshaped weight."),
-]
+    Capped,
+    option(LIMITS, "--measure",
+           help="Cap the operator that a layer applies, its reshaped weight, or the operator with the scales "
+                "around it (BatchNorm, Mul)."),
+]  # fmt: skip
 HowChoice = Annotated[
     How,
     option(LIMITS, "--how",

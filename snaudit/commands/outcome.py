@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from snaudit.constraints import Outcome
 
 SCHEMA = "snaudit.constrain/1"
-_CALLED = {"operator": "operator norm", "matrix": "σ of the matrix"}
+_CALLED = {"operator": "operator norm", "matrix": "σ of the matrix", "folded": "operator norm with its scales"}
 
 
 def render_table(outcome: Outcome, view: View) -> str:

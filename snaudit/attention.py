@@ -26,6 +26,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from snaudit.domains import is_default
 from snaudit import enclosed
 from snaudit.bound import Bound, Grade, at_most, root_sum_squares_up, root_up, sum_up, times_up, up
 from snaudit.enclosed import Enclosed
@@ -106,7 +107,7 @@ class Finder:
         """(heads as functions of tokens in a ball, where these start, the ball's radius, the gain from there)."""
         source, width = heads.query.source, heads.query.width
         node = source.producer()
-        if node is not None and node.domain in ("", "ai.onnx") and node.outputs[0] is source:
+        if node is not None and is_default(node) and node.outputs[0] is source:
             normalized = self._after_norm(heads, node)
             if normalized is not None:
                 return normalized

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from snaudit.domains import is_default
 from snaudit import folding
 from snaudit.forms import Folded, Plain
 from snaudit.layers import Layer
@@ -104,7 +105,7 @@ def _alone(value: ir.Value, uses: Counter[Hashable]) -> Tensor | None:
 
 def _data(node: ir.Node) -> ir.Value | None:
     """The one input of an affine node that is no constant, where that is its data."""
-    if node.domain not in ("", "ai.onnx") or node.op_type not in _AFFINE:
+    if not is_default(node) or node.op_type not in _AFFINE:
         return None
     data = [value for value in node.inputs if value is not None and not folding.is_constant(value)]
     return data[0] if len(data) == 1 and data[0] in node.inputs[: _AFFINE[node.op_type]] else None
@@ -141,7 +142,7 @@ def _passes(node: ir.Node, data: ir.Value) -> list[ir.Value | None] | None:
     others = [value for value in node.inputs if value is not data]
     constant = all(value is None or folding.is_constant(value) for value in others)
     more = any(output.is_graph_output() or output.uses() for output in node.outputs[1:])
-    if node.domain not in ("", "ai.onnx") or not constant or more or len(others) != len(node.inputs) - 1:
+    if not is_default(node) or not constant or more or len(others) != len(node.inputs) - 1:
         return None
     op = node.op_type
     if op in ("Add", "Sub"):

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
+from snaudit.domains import is_default
 from snaudit import folding, linearized, patterns, slopes
 from snaudit.enclosed import Enclosed
 from snaudit.linearized import LARGEST, Coefficients
@@ -125,7 +126,7 @@ def _follow(walk: _Walk, node: ir.Node, data: list[ir.Value]) -> _Trunk | None:
     if walk.work > _MOST_WORK or walk.held > _MOST_HELD:
         return None
     inputs = {i: walk.known[v][1] for i, v in enumerate(node.inputs) if v is not None and v in data}
-    if node.domain in ("", "ai.onnx"):
+    if is_default(node):
         results = linearized.apply(node, inputs, walk.opset)
         if any(result is not None for result in results):
             for output, result in zip(node.outputs, results, strict=True):
@@ -216,7 +217,7 @@ def _interval(node: ir.Node, index: int, before: Coefficients) -> _Ends | None:
             return None
         if before.batched and array.ndim == len(before.shape) and array.shape[0] != 1:
             return None
-    default = node.domain in ("", "ai.onnx")
+    default = is_default(node)
     if default and node.op_type in ("Max", "Min") and others:
         return 0.0, 1.0  # of x and constants: either x itself or a constant
     if index != 0 or (default and node.op_type == "PRelu"):

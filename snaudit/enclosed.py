@@ -70,7 +70,7 @@ def total(first: Enclosed, second: Enclosed, sign: float = 1.0) -> Enclosed:
 
 def scaled(matrix: Enclosed, factors: np.ndarray, relative: float = 0.0, columns: bool = False) -> Enclosed:
     """The enclosure of diag(s)·X (columns: X·diag(s)) for all s within `relative` of the factors, which
-    is exact for powers of two."""
+    is exact for powers of two, as long as nothing underflows."""
     scale = factors[None, :] if columns else factors[:, None]
     centre = matrix.centre * scale
     terms = []
@@ -78,6 +78,9 @@ def scaled(matrix: Enclosed, factors: np.ndarray, relative: float = 0.0, columns
         terms.append((relative + 2 * U) * np.abs(centre))
     if matrix.radius is not None:
         terms.append((1.0 + relative) * matrix.radius * np.abs(scale))
+    there = (matrix.centre != 0.0) & (scale != 0.0)
+    if not terms and (np.abs(centre[there]) < 2.0**-1000).any():
+        terms.append(np.zeros_like(centre))  # a power of two may underflow as well
     return Enclosed(centre, _widest(terms))
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
+from snaudit.domains import is_default
 from snaudit import folded_arithmetic, folded_shapes
 from snaudit.folded import CannotFold, Op, Quiet
 from snaudit.model import Tensor
@@ -75,7 +76,7 @@ def only_moves(value: ir.Value) -> bool:
     or taken twice."""
     while not isinstance(value.meta.get("tensor"), Tensor):
         node = value.producer()
-        if node is None or node.domain not in ("", "ai.onnx") or node.op_type not in _MOVES:
+        if node is None or not is_default(node) or node.op_type not in _MOVES:
             return False
         value = node.inputs[0]
     return True
@@ -240,7 +241,7 @@ def _held(value: ir.Value) -> _Known | None:
 
 
 def _op(node: ir.Node) -> Op | None:
-    if node.domain not in ("", "ai.onnx") or any(a.is_ref() for a in node.attributes.values()):
+    if not is_default(node) or any(a.is_ref() for a in node.attributes.values()):
         return None
     return OPS.get(node.op_type)
 

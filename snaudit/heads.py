@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
+from snaudit.domains import is_default
 from snaudit import enclosed
 from snaudit.enclosed import Enclosed
 from snaudit.rounding import SAFE, TINY, U, gamma
@@ -100,7 +101,7 @@ def _written_out(node: ir.Node, fold: Fold, held: _Held, opset: int) -> Heads | 
     value, scale = maker.inputs[0], 1.0
     for _ in range(12):
         inner = value.producer()
-        if inner is None or inner.domain not in ("", "ai.onnx"):
+        if inner is None or not is_default(inner):
             return None
         if inner.op_type == "MatMul":
             query, key = trace(inner.inputs[0], fold), trace(inner.inputs[1], fold)
@@ -147,7 +148,7 @@ def _scalar(data: ir.Value, array: np.ndarray | None, divides: bool) -> tuple[ir
 
 def _made(value: ir.Value, *ops: str) -> ir.Node | None:
     node = value.producer()
-    return node if node is not None and node.domain in ("", "ai.onnx") and node.op_type in ops else None
+    return node if node is not None and is_default(node) and node.op_type in ops else None
 
 
 def _operator(node: ir.Node, fold: Fold, held: _Held, opset: int) -> Heads | None:

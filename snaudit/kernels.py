@@ -1,4 +1,5 @@
-"""Float64 kernels for ONNX's reference implementation, where its own take seconds or follow another opset.
+"""Float64 kernels for ONNX's reference implementation, where its own take seconds, follow another opset or
+round to float32 on the way.
 
 Convolution and pooling are a sum or a maximum over the taps of their window: one strided view of the
 padded input for each tap, and for a convolution one matrix product with it.
@@ -74,6 +75,33 @@ class Softmax(OpRun):
         return (powers / powers.sum(axis=axes, keepdims=True),)
 
 
+class Erf(OpRun):
+    """The error function: the reference's rounds to float32 on the way."""
+
+    def _run(self, x: Any) -> tuple[np.ndarray]:
+        return (_erf(x).astype(x.dtype),)
+
+
+class Gelu(OpRun):
+    """x·Φ(x), or its form with tanh."""
+
+    def _run(self, x: Any, approximate: str = "none") -> tuple[np.ndarray]:
+        if approximate == "tanh":
+            inner = math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3)
+            return ((0.5 * x * (1.0 + np.tanh(inner))).astype(x.dtype),)
+        return ((0.5 * x * (1.0 + _erf(x / math.sqrt(2.0)))).astype(x.dtype),)
+
+
+class HardSwish(OpRun):
+    """x·min(1, max(0, x/6 + ½))."""
+
+    def _run(self, x: Any) -> tuple[np.ndarray]:
+        return ((x * np.clip(x / 6.0 + 0.5, 0.0, 1.0)).astype(x.dtype),)
+
+
+_erf = np.vectorize(math.erf, otypes=[np.float64])
+
+
 def _taps(
     x: np.ndarray, kernel: Sequence[int], attributes: dict[str, Any], fill: float
 ) -> tuple[tuple[int, ...], Iterator[tuple[tuple[int, ...], np.ndarray]]]:
@@ -107,7 +135,8 @@ def _taps(
 def fitting(model: onnx.ModelProto) -> list[type[OpRun]]:
     """Those of these kernels that all nodes of their kind in the graph fit."""
     opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
-    kinds = [Conv, MaxPool, AveragePool, BatchNormalization, *([Softmax] if opset < 13 else [])]
+    kinds = [Conv, MaxPool, AveragePool, BatchNormalization, Erf, Gelu, HardSwish]
+    kinds += [Softmax] if opset < 13 else []
     return [
         kind
         for kind in kinds

@@ -8,6 +8,7 @@ from dataclasses import replace
 import onnx_ir as ir
 
 from snaudit import joint
+from snaudit.domains import is_default
 from snaudit.ranges import UNKNOWN, Range, flat
 from snaudit.rules.interface import CONSTANT, Unbounded, Value
 from snaudit.walk import Walk, range_of, value_of
@@ -63,7 +64,7 @@ def _trips(walk: Walk, node: ir.Node, body: ir.Graph) -> int:
             "Loop repeats its body as often as its input says", "export a fixed number of steps", "control-flow"
         )
     last = body.outputs[0]
-    while last.producer() is not None and last.producer().op_type == "Identity":
+    while last.producer() is not None and last.producer().op_type == "Identity" and is_default(last.producer()):
         last = last.producer().inputs[0]
     stays = walk.fold(last)
     if last is not body.inputs[1] and (stays is None or not stays.all()):

@@ -165,7 +165,7 @@ def _composition_of(
         tuple(methods),
         (*_given(meter.settings), *found.assumptions),
         found.contributions,
-        tuple(PartialResult(part.start, part.end, part.bound) for part in found.partials),
+        partials=tuple(PartialResult(part.start, part.end, part.bound) for part in found.partials),
     )
     return network, found.gaps
 

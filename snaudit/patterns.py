@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from snaudit.domains import is_default
 from snaudit.bound import Bound, Norm, at_most, root_up, up
 from snaudit.rules.interface import Unbounded
 from snaudit.rules.normalization import normalized
@@ -49,7 +50,7 @@ class _Graph:
     def made(self, value: ir.Value | None, *ops: str) -> ir.Node | None:
         """The node that makes a value, if it is one of the default domain's `ops`."""
         node = None if value is None else value.producer()
-        if node is None or node.domain not in ("", "ai.onnx") or node.op_type not in ops:
+        if node is None or not is_default(node) or node.op_type not in ops:
             return None
         return node if all(v is not None for v in node.inputs[:1]) else None
 
@@ -84,8 +85,8 @@ class _Graph:
                     ):
                         step = data, number if node.op_type == "Mul" else 1.0 / number
                         break
-            if step is None:
-                break
+            if step is None or (step[1] and not _LEAST < abs(scale * step[1]) < 1.0 / _LEAST):
+                break  # a product of scales must not underflow
             value, scale = step[0], scale * step[1]
             found.append((value, scale))
         return found
@@ -117,7 +118,7 @@ class _Graph:
 
 def find(node: ir.Node, fold: Fold, norm: Norm, opset: int) -> Iterator[Shortcut]:
     """The shortcuts that end at a node's first output."""
-    if node.domain not in ("", "ai.onnx"):
+    if not is_default(node):
         return
     graph = _Graph(fold, norm, opset)
     for matcher in _MATCHERS.get(node.op_type, ()):
@@ -174,6 +175,10 @@ def _gates(graph: _Graph, gate: ir.Value) -> Iterator[tuple[str, ir.Value, Inter
 def _over(*slopes: float) -> Interval:
     """The interval over some slopes, each rounded once."""
     return math.nextafter(min(slopes), -math.inf), up(max(slopes))
+
+
+_LEAST = 1e-140
+"""No scale of a chain lies further from one than that, so that the product of two is a normal number."""
 
 
 def _times(slopes: Interval, factor: float) -> Interval:

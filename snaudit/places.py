@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from snaudit.domains import is_default
 from snaudit import folding
 from snaudit.layers import Geometry, Place
 from snaudit.linear import Convolution
@@ -35,7 +36,7 @@ def padded_place(
     """
     padded = node.inputs[0]
     maker = None if padded is None else padded.producer()
-    if maker is None or maker.op_type != "Pad" or maker.domain not in ("", "ai.onnx") or geometry.transposed:
+    if maker is None or maker.op_type != "Pad" or not is_default(maker) or geometry.transposed:
         return None
     source = maker.inputs[0]
     size, pads = _size(source, shape, geometry), _pads_of(maker, len(shape))

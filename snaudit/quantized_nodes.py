@@ -12,6 +12,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from snaudit.domains import is_default, plain
 from snaudit import folding
 from snaudit.dequantized import Dequantized
 from snaudit.folded import attribute
@@ -43,7 +44,7 @@ def _input(node: ir.Node, index: int) -> ir.Value | None:
 
 def _is_made_by(value: ir.Value | None, op: str, index: int | None = None, domain: str = "") -> bool:
     node = None if value is None else value.producer()
-    if node is None or node.op_type != op or (node.domain.replace("ai.onnx", "") != domain):
+    if node is None or node.op_type != op or (plain(node.domain) != domain):
         return False
     return index is None or value.index() == index
 
@@ -64,14 +65,14 @@ def product_of(node: ir.Node) -> Product | None:
     nothing else."""
     quantizer = _quantizer(node, 0, 2)
     value = node.outputs[0]
-    if quantizer is None or not (cast := _only_use(value)) or cast.op_type != "Cast":
+    if quantizer is None or not (cast := _only_use(value)) or cast.op_type != "Cast" or not is_default(cast):
         return None
     if ir.DataType(attribute(cast, "to", 0)) not in (ir.DataType.FLOAT, ir.DataType.FLOAT16):
         return None
     value, weights, dynamic = cast.outputs[0], [], 0
     while dynamic < 1 or len(weights) < 1:
         use = _only_use(value)
-        if use is None or use.op_type != "Mul" or use.domain not in ("", "ai.onnx"):
+        if use is None or use.op_type != "Mul" or not is_default(use):
             return None
         other = use.inputs[1] if use.inputs[0] is value else use.inputs[0]
         for leaf in _factors(other):
@@ -102,7 +103,7 @@ def source_of(node: ir.Node) -> ir.Value | None:
     """The real value of which a node's first output is a linear function, but for a dynamic quantizer's
     rounding: where the node is the last of a `Product`, a product of codes that scales them itself, or a
     dequantizer right behind the quantizer. None for any other node."""
-    key = (node.domain.replace("ai.onnx", ""), node.op_type)
+    key = (plain(node.domain), node.op_type)
     if key == (MICROSOFT, "MatMulIntegerToFloat"):
         made = _quantizer(node, 0, 4, _input(node, 2))
     elif key == ("", "DequantizeLinear"):
@@ -121,7 +122,7 @@ def _integer_nodes(node: ir.Node) -> Iterator[ir.Node]:
     while stack:
         top, depth = stack.pop()
         for maker in (value.producer() for value in top.inputs if value is not None):
-            if maker is None or depth > 3:
+            if maker is None or depth > 3 or not is_default(maker):
                 continue
             if maker.op_type in ("MatMulInteger", "ConvInteger"):
                 yield maker
@@ -324,12 +325,12 @@ def _by_direction(own: tuple[int, ...], shape: tuple[int, ...]) -> tuple[int, ..
 
 def picked_rows(node: ir.Node) -> ir.Node | None:
     """The Gather that picks the codes which a DequantizeLinear makes into numbers, moved about at most."""
-    if node.op_type != "DequantizeLinear" or node.domain not in ("", "ai.onnx"):
+    if node.op_type != "DequantizeLinear" or not is_default(node):
         return None
     maker = node.inputs[0].producer() if node.inputs[0] is not None else None
-    while maker is not None and maker.domain in ("", "ai.onnx") and maker.op_type in _MOVES and maker.inputs[0]:
+    while maker is not None and is_default(maker) and maker.op_type in _MOVES and maker.inputs[0]:
         maker = maker.inputs[0].producer()
-    found = maker is not None and maker.op_type == "Gather" and maker.domain in ("", "ai.onnx")
+    found = maker is not None and maker.op_type == "Gather" and is_default(maker)
     return maker if found else None
 
 

@@ -8,6 +8,7 @@ round-to-nearest), a product or quotient by one float; 0·∞ is 0, since a rang
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
@@ -73,6 +74,10 @@ def enclosing(
     for most in (rows, sums):
         if most is not None:
             low, high = np.maximum(low, -most[1]), np.minimum(high, most[1])
+    crossed = low > high  # two claims that exclude each other: neither is to be relied on
+    if crossed.any():
+        low, high = np.where(crossed, -np.inf, low), np.where(crossed, np.inf, high)
+        rows = sums = None
     if max(low.size, high.size) > _LARGEST:
         low, high = low.min(), high.max()
     elif 0 in (low.size, high.size):
@@ -110,9 +115,20 @@ def _of_small(array: np.ndarray) -> Range:
 
 def added(first: Range, second: Range) -> Range:
     """The entrywise sum."""
+    first, second = _small_together(first, second)
     with np.errstate(all="ignore"):
         low, high = _sum(first.low, second.low)[0], _sum(first.high, second.high)[1]
     return enclosing(low, high, first.rests | second.rests)
+
+
+def _small_together(first: Range, second: Range) -> tuple[Range, Range]:
+    """Both as they are, or one interval each where their entries together would be too many."""
+    shapes = [np.broadcast_shapes(one.low.shape, one.high.shape) for one in (first, second)]
+    try:
+        size = math.prod(np.broadcast_shapes(*shapes))
+    except ValueError:
+        size = _LARGEST + 1
+    return (first, second) if size <= _LARGEST else (flat(first), flat(second))
 
 
 def _sum(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -133,6 +149,7 @@ def negated(one: Range) -> Range:
 
 def multiplied(first: Range, second: Range) -> Range:
     """The entrywise product of two values that may differ; `squared` is tighter for x·x."""
+    first, second = _small_together(first, second)
     with np.errstate(all="ignore"):
         pairs = [(a, b) for a in (first.low, first.high) for b in (second.low, second.high)]
         parts = [(a, b, np.where((a == 0.0) | (b == 0.0), 0.0, a * b)) for a, b in pairs]
@@ -173,6 +190,7 @@ def hull(parts: Iterable[Range]) -> Range:
 
 def joined(first: Range, second: Range) -> Range:
     """Entry by entry the interval that holds both."""
+    first, second = _small_together(first, second)
     low, high = np.minimum(first.low, second.low), np.maximum(first.high, second.high)
     return enclosing(low, high, first.rests | second.rests)
 

@@ -141,7 +141,8 @@ def product(step: Step, first: Range, second: Range, inner: int | None) -> Range
     wide = None if width is None or len(width) < 1 else width[-1]
     row = l1_along(first, -1, inner) * along(second, -1, wide) * SAFE
     rests = first.rests | second.rests
-    rows = (-1, row) if math.isfinite(row) else None
+    is_vector = any(step.shape(i) is None or len(step.shape(i) or ()) < 2 for i in (0, 1))  # no rows then
+    rows = (-1, row) if math.isfinite(row) and not is_vector else None
     return enclosing(-most, most, rests, rows) if not math.isnan(most) else UNKNOWN
 
 

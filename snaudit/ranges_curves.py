@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from snaudit.ranges import Range, enclosing
+from snaudit.ranges import Range, enclosing, with_zero
 
 Function = Callable[[np.ndarray], np.ndarray]
 Marks = tuple[tuple[float, float], ...]
@@ -57,7 +57,7 @@ class Curve:
         low, high = np.maximum(low, self.codomain[0]), np.minimum(high, self.codomain[1])
         rows = None
         if self.fixes_zero and one.rows is not None:
-            steepest = self.steepest(one)
+            steepest = self.steepest(with_zero(one))  # f(x) − f(0): the slope between 0 and x counts
             rows = (one.rows[0], one.rows[1] * steepest * (1 + _MARGIN)) if math.isfinite(steepest) else None
         return enclosing(low, high, one.rests, rows)
 

@@ -127,12 +127,25 @@ def resized(step: Step) -> Range:
     a, before, after = float(step.attribute("cubic_coeff_a", -0.75)), step.shape(0), step.output_shape()
     if mode != "cubic" or not -1.0 <= a <= 0.0 or before is None or not one.bounded:
         return UNKNOWN
-    changed = len(before)
-    if after is not None and len(after) == changed:
-        changed = sum(b is None or b != c for b, c in zip(before, after, strict=True))
+    changed = len(before) - _kept_axes(step, before, after)
     middle, radius = float(one.low + one.high) / 2, float(one.high - one.low) / 2
     radius = radius * (1.0 + abs(a) / 2) ** changed + 1e-12 * (abs(middle) + radius)
     return enclosing(middle - radius, middle + radius, one.rests)
+
+
+def _kept_axes(step: Step, before: tuple[int | None, ...], after: tuple[int | None, ...] | None) -> int:
+    """How many axes a Resize leaves alone: scale 1, or, where sizes are given and not scales, equal sizes."""
+    slot = 2 if step.opset >= 11 else 1
+    if step.has(slot):
+        scales = step.constant(slot)
+        if scales is not None and scales.size:
+            rest = len(before) - scales.size  # axes that are not named keep their size
+            return int(np.count_nonzero(scales == 1.0)) + max(0, rest)
+        if scales is None:
+            return 0
+    if after is None or len(after) != len(before) or step.attribute("keep_aspect_ratio_policy", "stretch") != "stretch":
+        return 0
+    return sum(b is not None and b == c for b, c in zip(before, after, strict=True))
 
 
 def averaged(step: Step) -> Range:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from snaudit.domains import is_default
 from snaudit import ranges, ranges_affine, ranges_moves
 from snaudit.bound import root_up, times_up, up
 from snaudit.ranges import (
@@ -31,7 +32,7 @@ _UNIT = enclosing(0.0, 1.0)
 
 def images(step: Step) -> tuple[Range, ...]:
     """The Range of each output of a node."""
-    domain = "" if step.node.domain in ("", "ai.onnx") else step.node.domain
+    domain = "" if is_default(step.node) else step.node.domain
     find = _TABLE.get((domain, step.node.op_type))
     count = len(step.node.outputs)
     if find is None:

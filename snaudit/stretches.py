@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from snaudit.domains import is_default
 from snaudit import folding
 from snaudit.bound import Bound, scaled
 from snaudit.forms import NOTHING, Stored
@@ -117,7 +118,7 @@ def find_stretches(layers: tuple[Layer, ...]) -> Iterator[Stretch]:
 
 def _around(layer: Layer, output: ir.Value, place: Place | None) -> Stretch | None:
     node = output.producer()
-    if node is None or node.domain not in ("", "ai.onnx") or node.op_type not in _AFFINE:
+    if node is None or not is_default(node) or node.op_type not in _AFFINE:
         return None
     data = [v for v in node.inputs if v is not None and not folding.is_constant(v)]
     if len(data) != 1 or node.inputs[0] is not data[0]:  # a bias that varies is a second way in
@@ -190,7 +191,7 @@ def _precede(value: ir.Value, channels: int, axis: int, layer: Layer) -> tuple[n
 
 def _scaling(node: ir.Node, data: ir.Value, channels: int, axis: int, layer: Layer) -> np.ndarray | None:
     """The factor for each channel that a node applies to `data`; None if it does anything else."""
-    if node.domain not in ("", "ai.onnx"):
+    if not is_default(node):
         return None
     if node.op_type == "BatchNormalization":
         return _batch_normalization(node, data, channels, axis, layer)

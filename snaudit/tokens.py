@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
+from snaudit.domains import is_default
 from snaudit import enclosed
 from snaudit.enclosed import Enclosed
 from snaudit.rounding import U
@@ -119,7 +120,7 @@ def trace(value: ir.Value, fold: Fold, depth: int = _DEPTH) -> Tokens | None:
     """The value as an affine function of tokens, as far back as its makers are affine."""
     node = value.producer()
     found = None
-    if node is not None and node.domain in ("", "ai.onnx") and depth:
+    if node is not None and is_default(node) and depth:
         find = _STEPS.get(node.op_type)
         if find is not None:
             try:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
+from snaudit.domains import is_default
 from snaudit.bound import UNBOUNDED, Bound, Norm, exactly
 from snaudit.findings import Gap
 from snaudit.patterns import Shortcut
@@ -85,10 +86,6 @@ def branches_of(walk: Walk, node: ir.Node) -> list[ir.Graph]:
     if condition is None or condition.size != 1:
         return both
     return [both[0] if bool(condition.ravel()[0]) else both[1]]
-
-
-def is_default(node: ir.Node) -> bool:
-    return node.domain in ("", "ai.onnx")
 
 
 def where_is(node: ir.Node) -> str:

@@ -279,3 +279,118 @@ def test_scales_that_leave_the_floats_together(tmp_path: Path, before, weight, a
     (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
     exact = 5.0 * float(np.prod([np.longdouble(f) for f in (weight, *before, *after)]))
     assert snaudit.audit(tmp_path / "m.onnx").network.bound.upper >= exact * (1 - 1e-9)
+
+
+def gain_at(path: Path, points: list[dict[str, np.ndarray]]) -> float:
+    """‖f(x) − f(y)‖/‖x − y‖ of two points, by onnxruntime."""
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    outputs = [np.concatenate([y.ravel() for y in session.run(None, point)]) for point in points]
+    inputs = [np.concatenate([point[name].ravel() for name in sorted(point)]) for point in points]
+    return float(np.linalg.norm(outputs[0] - outputs[1]) / np.linalg.norm(inputs[0] - inputs[1]))
+
+
+@pytest.mark.parametrize("op", ["Tanh", "Softsign", "Elu", "Gelu", "Erf", "Atan"])
+def test_a_curve_far_from_zero_is_as_long_as_it_is(tmp_path: Path, op: str) -> None:
+    """‖f(x)‖ ≤ sup|f'|·‖x‖ needs the slopes from zero on, not those of the range alone."""
+    nodes = [
+        helper.make_node("LayerNormalization", ["x", "g", "b"], ["a"], epsilon=1.0),
+        helper.make_node(op, ["a"], ["t"]), helper.make_node("Sigmoid", ["z"], ["s"]),
+        helper.make_node("Mul", ["t", "s"], ["p"]), helper.make_node("MatMul", ["p", "w"], ["y"]),
+    ]  # fmt: skip
+    weights = [("g", np.full(4, 0.5)), ("b", np.full(4, 4.0)), ("w", np.eye(4) * 100)]
+    graph = helper.make_graph(
+        nodes, "g", [helper.make_tensor_value_info(name, 1, [1, 4]) for name in "xz"],
+        [helper.make_tensor_value_info("y", 1, [1, 4])],
+        [numpy_helper.from_array(array.astype(np.float32), name) for name, array in weights],
+    )  # fmt: skip
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9), tmp_path / "m.onnx")
+    x, step = np.array([[0.0, 1.0, 2.0, 3.0]], np.float32), np.full((1, 4), 0.01, np.float32)
+    seen = gain_at(tmp_path / "m.onnx", [{"x": x, "z": -step}, {"x": x, "z": step}])
+    bound = snaudit.audit(tmp_path / "m.onnx").network.bound
+    assert seen <= bound.upper * (1 + 1e-4) and bound.upper < 200
+
+
+def test_an_axis_that_keeps_its_size_may_be_resampled(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Resize", ["x", "", "scales"], ["a"], mode="cubic"),
+        helper.make_node("Mul", ["a", "z"], ["p"]), helper.make_node("MatMul", ["p", "w"], ["y"]),
+    ]  # fmt: skip
+    graph = helper.make_graph(
+        nodes, "g", [helper.make_tensor_value_info("x", 1, [1, 1, 4, 4]), helper.make_tensor_value_info("z", 1, [1, 1, 8, 4])],
+        [helper.make_tensor_value_info("y", 1, None)],
+        [numpy_helper.from_array(np.array([1, 1, 2, 1.2], np.float32), "scales"), numpy_helper.from_array(np.eye(4, dtype=np.float32), "w")],
+    )  # fmt: skip
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), tmp_path / "m.onnx")
+    bound = snaudit.audit(tmp_path / "m.onnx", input_range=("x=-1,1", "z=-0.001,0.001")).network.bound
+    rng, seen = np.random.default_rng(0), 0.0
+    for _ in range(300):
+        x = np.sign(rng.standard_normal((1, 1, 4, 4))).astype(np.float32)
+        steps = [np.zeros((1, 1, 8, 4), np.float32) for _ in range(2)]
+        place = tuple(rng.integers(n) for n in (1, 1, 8, 4))
+        steps[0][place], steps[1][place] = -0.001, 0.001
+        seen = max(seen, gain_at(tmp_path / "m.onnx", [{"x": x, "z": z} for z in steps]))
+    assert 1.4 < seen <= bound.upper
+
+
+def test_scalars_that_underflow_in_a_pattern(tmp_path: Path) -> None:
+    """h·k⁸ · sigmoid(h) / k⁸ is SiLU, whatever k⁸ is in floating point."""
+    nodes, weights = [helper.make_node("MatMul", ["x", "w"], ["h0"])], [("w", np.ones((3, 3))), ("k", 2.0**-600)]
+    nodes += [helper.make_node("Mul", [f"h{i}", "k"], [f"h{i + 1}"]) for i in range(2)]
+    nodes += [helper.make_node("Sigmoid", ["h0"], ["s"]), helper.make_node("Mul", ["h2", "s"], ["g0"])]
+    nodes += [helper.make_node("Div", [f"g{i}", "k"], [f"g{i + 1}"]) for i in range(2)]
+    assert network_of(model_of(nodes, [("x", [1, 3])], weights), tmp_path).bound.upper >= 3.2995
+
+
+def test_powers_of_two_that_underflow_in_a_section(tmp_path: Path) -> None:
+    k = 2.0**-600
+    nodes, weights = [helper.make_node("MatMul", ["x", "w"], ["m"]), helper.make_node("Relu", ["m"], ["v0"])], [("w", np.ones((3, 3))), ("k", k)]
+    for index, op in enumerate(("Mul", "Mul", "Neg", "Div", "Div")):
+        nodes.append(helper.make_node(op, [f"v{index}", *(["k"] if op != "Neg" else [])], [f"v{index + 1}"]))
+    nodes.append(helper.make_node("MatMul", ["v5", "w"], ["y"]))
+    model = onnx.shape_inference.infer_shapes(model_of(nodes, [("x", [1, 3])], weights))
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    assert snaudit.audit(tmp_path / "m.onnx").network.bound.upper >= 9.0
+
+
+def test_partial_bounds_reach_the_report(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["a"]), helper.make_node("Nobody", ["a"], ["b"], domain="my"),
+        helper.make_node("MatMul", ["b", "w"], ["y"]),
+    ]  # fmt: skip
+    (tmp_path / "m.onnx").write_bytes(model_of(nodes, [("x", [1, 3])], [("w", np.eye(3) * 2)]).SerializeToString())
+    network = snaudit.audit(tmp_path / "m.onnx").network
+    assert not network.bound.bounded
+    assert any(abs(part.bound.upper - 2.0) < 1e-6 for part in network.partials)
+
+
+def test_intervals_of_a_table_beside_a_row_stay_small(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["a"]), helper.make_node("Add", ["a", "c"], ["b"]),
+        helper.make_node("Add", ["b", "r"], ["d"]), helper.make_node("ReduceMax", ["d"], ["y"]),
+    ]  # fmt: skip
+    weights = [("w", np.ones((3, 1))), ("c", np.ones((30000, 1))), ("r", np.ones((1, 30000)))]
+    (tmp_path / "m.onnx").write_bytes(model_of(nodes, [("x", [1, 3])], weights).SerializeToString())
+    assert snaudit.audit(tmp_path / "m.onnx", input_range=("-1,1",)).network.bound is not None
+
+
+def test_an_op_of_another_domain_is_unknown_whatever_its_name(tmp_path: Path) -> None:
+    """A Loop's condition through a foreign Identity may end it; a foreign Cast makes no product of codes."""
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["c"], ["d"], domain="my.ops"),
+            helper.make_node("Mul", ["s", "half"], ["t"]),
+        ],
+        "body",
+        [helper.make_tensor_value_info("i", onnx.TensorProto.INT64, []), helper.make_tensor_value_info("c", onnx.TensorProto.BOOL, []),
+         helper.make_tensor_value_info("s", DOUBLE, [1, 3])],
+        [helper.make_tensor_value_info("d", onnx.TensorProto.BOOL, []), helper.make_tensor_value_info("t", DOUBLE, [1, 3])],
+        [numpy_helper.from_array(np.array(0.5), "half")],
+    )  # fmt: skip
+    model = model_of([helper.make_node("Loop", ["n", "", "x"], ["y"], body=body)], [("x", [1, 3])])
+    model.graph.initializer.append(numpy_helper.from_array(np.array(10), "n"))
+    model.opset_import.append(helper.make_opsetid("my.ops", 1))
+    assert not network_of(model, tmp_path).bound.bounded
+    own = onnx.ModelProto()
+    own.CopyFrom(model)
+    own.graph.node[0].attribute[0].g.node[0].domain = ""
+    assert abs(network_of(own, tmp_path).bound.upper - 2.0**-10) < 1e-9

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -13,9 +14,10 @@ import numpy as np
 import onnx
 import pytest
 from graphs import composed, function_of, gain, jacobian, make_model, random_dag, size
-from onnx import helper
+from onnx import helper, numpy_helper
 from op_cases import RESIZED
 
+import snaudit
 from snaudit import cli, pipeline, search, witness
 from snaudit.bound import NORMS, Bound, Grade, Norm
 from snaudit.errors import SoundnessError
@@ -294,3 +296,18 @@ def test_the_child_takes_no_module_from_where_it_stands(tmp_path: Path) -> None:
     assert "the constant lies between 8." in done.stdout, done.stderr
     assert not (tmp_path / "ran").exists()
 
+
+
+@pytest.mark.parametrize(("op", "place"), [("Erf", 3.0), ("Gelu", -4.5), ("HardSwish", 3.5)])
+def test_a_saturated_curve_raises_no_false_alarm(tmp_path: Path, op: str, place: float) -> None:
+    """Where a curve is flat and its value cancelled, float32 steps inside an evaluator would look like a slope."""
+    value = {"Erf": math.erf(place), "Gelu": place * 0.5 * math.erfc(-place / math.sqrt(2)), "HardSwish": place}[op]
+    nodes = [helper.make_node(op, ["x"], ["e"]), helper.make_node("Sub", ["e", "c"], ["s"]), helper.make_node("MatMul", ["s", "w"], ["y"])]
+    graph = helper.make_graph(
+        nodes, "g", [helper.make_tensor_value_info("x", 1, [1, 4])], [helper.make_tensor_value_info("y", 1, [1, 4])],
+        [numpy_helper.from_array(np.float32(value), "c"), numpy_helper.from_array(np.diag([1e3, 500, 333, 200]).astype(np.float32), "w")],
+    )  # fmt: skip
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9), tmp_path / "m.onnx")
+    box = (f"x={place - 0.02},{place + 0.02}",)
+    bound = snaudit.audit(tmp_path / "m.onnx", input_range=box, witness_seconds=20).network.bound
+    assert bound.lower <= bound.upper and bound.bounded

@@ -24,6 +24,7 @@ import numpy as np
 from snaudit import joint
 from snaudit.bound import Bound, Grade, at_most, chain, root_up, scaled, sum_up, up
 from snaudit.broadcasting import dims, spread
+from snaudit.domains import is_known
 from snaudit.gains import copies, diagonal, means, outward
 from snaudit.rules.interface import Row, Step, Unbounded, Value, through
 
@@ -45,6 +46,8 @@ _MOVES = (
 
 def makes_codes(node: Any, of_codes: bool) -> bool:
     """Whether a node's results are codes; `of_codes`: whether it reads some."""
+    if not is_known(node):
+        return False
     if node.op_type == "QGemm":
         return len(node.inputs) > 7 and node.inputs[7] is not None
     if node.op_type in ("QuantizeLinear", "DynamicQuantizeLinear") or node.op_type.startswith("QLinear"):
@@ -55,6 +58,8 @@ def makes_codes(node: Any, of_codes: bool) -> bool:
 def takes_codes(node: Any) -> bool:
     """Whether an op may read codes: it dequantizes, multiplies or moves them. Integer arithmetic of other ops
     rounds or overflows, which no rule counts."""
+    if not is_known(node):
+        return False
     if node.op_type == "Resize":
         mode = node.attributes.get("mode")
         return mode is None or mode.value in ("nearest", b"nearest")

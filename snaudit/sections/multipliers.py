@@ -160,7 +160,10 @@ def _walk(recursion: Recursion, rule: _Rule) -> tuple[list[np.ndarray], float]:
         except np.linalg.LinAlgError:
             return [np.ones(n) for n in recursion.sizes], float("inf")
         found.append(multiplier)
-    return found, recursion.gain(covariance)[0]
+    try:
+        return found, recursion.gain(covariance)[0]
+    except np.linalg.LinAlgError:
+        return found, float("inf")
 
 
 def _perron(section: Section) -> Iterator[list[np.ndarray]]:

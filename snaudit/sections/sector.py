@@ -143,9 +143,11 @@ class Recursion:
         try:
             for stage, multiplier in zip(self.stages, multipliers, strict=True):
                 covariance, _ = self.forward(stage, covariance, multiplier)
+            if not np.isfinite(covariance).all():
+                return float("inf")
+            return self.gain(covariance)[0]
         except np.linalg.LinAlgError:
             return float("inf")
-        return self.gain(covariance)[0]
 
     def descend(self, logs: np.ndarray) -> tuple[float, float, np.ndarray]:
         """(ρ, smoothed log ρ, its gradient) at the logarithms of all multipliers; infinite outside."""

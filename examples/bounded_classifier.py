@@ -68,8 +68,11 @@ def main() -> None:
     for name, (largest, products, accuracy) in runs.items():
         print(f"{name:10} {largest[-1]:10.3f} {products[-1]:12.1f} {accuracy:9.1%}")
     if len(sys.argv) > 1:
-        from matplotlib import pyplot
-
+        try:
+            from matplotlib import pyplot
+        except ImportError:
+            print("no plot: matplotlib is not installed")
+            return
         steps = range(0, STEPS + 1, EVERY)
         _, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.5))
         for name, (largest, products, _accuracy) in runs.items():

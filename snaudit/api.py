@@ -44,7 +44,8 @@ def check(
 ) -> Report:
     """The report with a verdict: PASS, FAIL or UNDECIDED against the limits.
 
-    Raises UsageError without any limit, and where both ways of giving one are used. It never passes on an estimate from below nor on an assumption, unless `limits` accepts it.
+    Raises UsageError without any limit, and where both ways of giving one are used. It never passes on
+    an estimate from below nor on an assumption, unless `limits` accepts it.
     """
     if (limits is None) == (max_sigma is None and max_lipschitz is None):
         raise UsageError("check needs max_sigma or max_lipschitz, or else limits")

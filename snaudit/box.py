@@ -25,8 +25,13 @@ def parsed(asked: Asked) -> Iterator[tuple[str | None, Ends | str]]:
         return
     if not isinstance(asked, (tuple, list)) or not all(isinstance(text, str) for text in asked):
         raise UsageError(f"an input range is (low, high) or texts like 0,1 and x=0,1, not {asked!r}")
+    seen: set[str | None] = set()
     for text in asked:
-        yield _one(text)
+        name, ends = _one(text)
+        if name in seen and not isinstance(ends, str):
+            raise UsageError(f"--input-range {text}: {name or 'all inputs'} is given twice")
+        seen.add(name)
+        yield name, ends
 
 
 def _one(text: str) -> tuple[str | None, Ends | str]:

@@ -201,8 +201,8 @@ class Budget:
         if found is None:
             least = self._compose(dict.fromkeys(names, 0.0)).upper
             raise ConstraintError(
-                f"without the chosen layers the network's bound is {least:.6g} still: no scale of them brings it "
-                f"under {goal:.6g}; ways past them (residuals, skipped layers) keep it there"
+                f"without the chosen layers the network's bound is {least:.6g} still, above the limit: ways past "
+                "them (residuals, skipped layers, norms that it does not count by layers) keep it there"
             )
         pairs = zip(names, found.tolist(), strict=True)
         return {name: self._norms[name].upper * math.exp(-t) for name, t in pairs if t > 0.0}

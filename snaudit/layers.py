@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class Geometry:
     """How a kernel acts. `known` is False for a bare checkpoint: then stride, dilation and groups
-    are 1, which bounds every other choice from above (MATH R11), and says nothing from below."""
+    are 1, which bounds every other choice from above (they select or spread what that one computes), and says
+    nothing from below."""
 
     stride: tuple[int, ...]
     dilation: tuple[int, ...]

@@ -220,7 +220,7 @@ def _with_product_rounding(bound: Bound, pair: LowRank, layer: Layer, norm: Norm
 
 
 def _for_every_geometry(matrix: AnyMap, bound: Bound, rounding: float) -> Bound:
-    """A kernel of unknown stride, dilation, groups: the upper end as it is (MATH R11: all other
+    """A kernel of unknown stride, dilation, groups: the upper end as it is (all other
     choices select or spread what stride 1 in one group computes); from below, one output unit in
     the interior is a functional whose norm is that of its own row, whatever the choice.
     """

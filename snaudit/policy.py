@@ -123,6 +123,10 @@ def _against(
     return Finding(rule, "warning", where, f"{what} {_why_undecided(bound, limit)}", value, limit)
 
 
+def _said(bound: Bound) -> str:
+    return "estimated at" if bound.grade is Grade.ESTIMATED else "at most"
+
+
 def _why_undecided(bound: Bound, limit: float) -> str:
     seen = f", at least {at_least(bound.lower)} was seen" if bound.lower else ""
     if not bound.known:
@@ -130,7 +134,7 @@ def _why_undecided(bound: Bound, limit: float) -> str:
     if bound.upper <= limit:
         grade = bound.grade.name
         return (
-            f"undecided: at most {at_most(bound.upper)}, within the limit {exact(limit)}, but only {grade} "
+            f"undecided: {_said(bound)} {at_most(bound.upper)}, within the limit {exact(limit)}, but only {grade} "
             f"({GRADE_MEANS[bound.grade]}); --accept {grade.lower()} lets it pass"
         )
     return f"undecided: at most {upper_of(bound)}, nothing above the limit {exact(limit)} was seen{seen}"

@@ -5,7 +5,7 @@
         optimizer.step()
         snaudit.constrain_(module, max_sigma=1.0)
 
-Each call does a few steps of power iteration from where the last call left off (Miyato, Kataoka,
+Each call does one step of power iteration from where the last call left off (Miyato, Kataoka,
 Koyama & Yoshida, *Spectral normalization for GANs*, ICLR 2018; Gouk et al., *Regularisation of neural
 networks by enforcing Lipschitz continuity*, Machine Learning 110, 2021) and changes the weights in
 place. Power iteration sees σ from below: between two proofs the cap holds about, not certainly.
@@ -70,6 +70,10 @@ class Constraint:
     _watched: list[Watched] = field(default_factory=list, init=False, repr=False)
 
     def __post_init__(self) -> None:
+        if not hasattr(self.module, "named_modules"):
+            raise UsageError(f"a torch module is needed, not {type(self.module).__name__}")
+        if not isinstance(self.max_sigma, (int, float)):
+            raise UsageError(f"max_sigma must be a number, not {self.max_sigma!r}")
         if not (self.max_sigma > 0 and math.isfinite(self.max_sigma)):
             raise UsageError(f"max_sigma must be a positive number, not {self.max_sigma}")
         if self.how not in ("scale", "normalize", "clip"):
@@ -233,6 +237,8 @@ def constrain_(
     numbers in the module (see `Constraint.prove`; embeddings and biases are not touched).
     Raises UsageError, and ConstraintError with `proved`.
     """
+    if not hasattr(module, "named_modules"):
+        raise UsageError(f"a torch module is needed, not {type(module).__name__}")
     key = (max_sigma, how, measure, tuple(layers), tuple(skip))
     kept = _KEPT.setdefault(module, {})
     if key not in kept or any(watched.held() is None for watched in kept[key]._watched):

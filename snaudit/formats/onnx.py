@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from snaudit.errors import UnreadableModel, UnsupportedModel
+from snaudit.errors import UnreadableModel, UnsupportedModel, UsageError
 from snaudit.formats.interface import Format, Patched
 from snaudit.formats.onnx_external import check_sums
 from snaudit.formats.onnx_tensors import DTYPES, Stored, from_array, raw_bytes, replaced, to_array
@@ -50,7 +50,9 @@ def _is_onnx(source: Source) -> bool:
 
 
 def _read(source: Source, key: str | None) -> Model:
-    """The model; `key` has no meaning here."""
+    """The model. Raises UsageError for a key."""
+    if key is not None:
+        raise UsageError("an ONNX model has no nested entries: leave --key out")
     return read_at(source, ())
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from snaudit.bound import Grade
 from snaudit.numerals import DIGITS, GRADE_MEANS, at_least, at_most, near, short_of, size, upper_of
 from snaudit.report.interface import Renderer, View, by_order
 from snaudit.report.page import Column, Page, Row
@@ -291,7 +292,8 @@ def _network(page: Page, report: Report, every: bool) -> None:
     page.blank()
     if bound.known:
         grade = f"{bound.grade.name}: {GRADE_MEANS[bound.grade]}"
-        text = f"at most {upper_of(bound)}, {grade} ({bound.method})"
+        said = "estimated at" if bound.grade is Grade.ESTIMATED else "at most"
+        text = f"{said} {upper_of(bound)}, {grade} ({bound.method})"
         page.paragraph(f"network bound ({norm}): {text}", "bold", 2)
         for assumption in network.assumptions:
             page.paragraph(f"  assuming: {assumption}", "", 4)

@@ -36,12 +36,14 @@ gated = _refusing(
 )
 
 ROWS: tuple[Row, ...] = (
-    Row("Attention", attention, "∞", "after a norm: snaudit/attention.py"),
+    Row("Attention", attention, "∞", "attention on a ball (docs/mathematics.md)",
+        "finite in l2 as a whole: tokens behind a norm or on a range, constant masks"),
     Row("DynamicQuantizeLSTM", recurrent, "∞", "none without a length", domain="com.microsoft"),
     Row("RotaryEmbedding", gated, "∞", "none yet"),
     Row("SwiGLU", gated, "∞", "none without a range"),
     *(
-        Row(op, attention, "∞", "after a norm: snaudit/attention.py", domain="com.microsoft")
+        Row(op, attention, "∞", "attention on a ball (docs/mathematics.md)",
+            "finite in l2 as a whole: tokens behind a norm or on a range, constant masks", domain="com.microsoft")
         for op in ("Attention", "MultiHeadAttention")
     ),
     *(

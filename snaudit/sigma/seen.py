@@ -23,7 +23,7 @@ def kappa_up(kernel: np.ndarray) -> float:
 def stretch_down(map: Located, start: tuple[np.ndarray, np.ndarray, int] | None, seed: int) -> float:
     """‖Gᵀy‖/‖y‖ from below for a Ritz vector y of G·Gᵀ, G the convolution (or what it is the adjoint of).
 
-    Lanczos from a plane wave under a sine window where one is given (MATH: it loses O(1/M²) of the norm
+    Lanczos from a plane wave under a sine window where one is given (it loses O(1/M²) of the norm
     over all sizes), as many steps as the work allows. fl(Gᵀy) adds up at most k products for each entry,
     so it is within γ_k·‖|G|‖·‖y‖ of Gᵀy, and ‖|G|‖ ≤ Σ_t‖W_t‖_F·√(copies).
     """

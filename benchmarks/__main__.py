@@ -1,4 +1,4 @@
-"""All benchmarks, one after another, about ten minutes on one core.
+"""All benchmarks, one after another, about a quarter of an hour on one core.
 
     python benchmarks [--write] [--weightwatcher VENV]
 
@@ -12,7 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-SCRIPTS = ("startup", "matrices", "convolutions", "memory")
+SCRIPTS = ("startup", "matrices", "convolutions", "memory", "clipping", "training_overhead")
 
 
 def main() -> None:

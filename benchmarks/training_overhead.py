@@ -1,6 +1,6 @@
 """What a training step costs with `snaudit.constrain_` beside torch's parametrized spectral_norm.
 
-    python benchmarks/training_overhead.py [--device cuda]
+    python benchmarks/training_overhead.py [--device cuda] [--write]
 
 A DCGAN discriminator and a ResNet-18-like network, each trained for some steps on random images:
 bare, with `snaudit.constrain_` (operator and matrix measure), and with
@@ -15,11 +15,13 @@ import argparse
 import copy
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import nn
 from torch.nn.utils import parametrizations
+
+from tables import publish
 
 import snaudit
 
@@ -86,8 +88,14 @@ def stepper(module: nn.Module, shape: tuple[int, ...], device: str, after: Calla
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cpu")
-    device = parser.parse_args().device
-    print("| network | way | ms a step | ratio to bare |\n|---|---|---|---|")
+    parser.add_argument("--write", action="store_true")
+    given = parser.parse_args()
+    publish("training", "\n".join(rows(given.device)), given.write)
+
+
+def rows(device: str) -> Iterator[str]:
+    """The table's lines."""
+    yield "| network | way | ms a step | ratio to bare |\n|---|---|---|---|"
     for name, make in (("DCGAN discriminator", discriminator), ("ResNet-18-like", resnet)):
         torch.manual_seed(0)
         module, shape = make()
@@ -107,7 +115,7 @@ def main() -> None:
                     times[way].append(seconds)
         for way, seen in times.items():
             ratio = statistics.median(a / b for a, b in zip(seen, times["bare"], strict=True))
-            print(f"| {name} | {way} | {1e3 * statistics.median(seen):.1f} | {ratio:.2f} |")
+            yield (f"| {name} | {way} | {1e3 * statistics.median(seen):.1f} | {ratio:.2f} |")
 
 
 if __name__ == "__main__":

@@ -17,10 +17,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx_ir as ir
 
 from snaudit import formats
 from snaudit.errors import UnsupportedModel, UsageError, WriteError
@@ -30,6 +29,9 @@ from snaudit.formats.storage import dtype_of
 from snaudit.model import Model, Tensor
 from snaudit.names import printable
 from snaudit.sizes import sizes_of
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 SECONDS = 900
 """Wall-clock time that the code, the export and its trial run may take."""
@@ -71,6 +73,8 @@ def _runnable(model: Model, settings: Settings) -> Iterator[Model]:
     if not wanted or not known or model.runnable is not None or size > _MOST_WRITTEN:
         yield model
         return
+    import onnx_ir as ir  # a bare checkpoint is audited without it
+
     with _folder() as folder:
         target = Path(folder) / "model.onnx"
         target.write_bytes(ir.serde.serialize_model(model.graph).SerializeToString())
@@ -167,6 +171,8 @@ def _same(stored: Tensor, exported: Tensor) -> Tensor | None:
 
 def _values(graph: ir.Model) -> Iterator[ir.Value]:
     """All values of a graph and its bodies that may be constants."""
+    import onnx_ir as ir
+
     seen: set[int] = set()
     for node in ir.traversal.RecursiveGraphIterator(graph.graph):
         for value in (*node.inputs, *node.outputs):

@@ -131,6 +131,16 @@ def test_the_door_and_the_help_import_nothing_heavy() -> None:
     assert "inspect" in done.stdout
 
 
+def test_a_bare_checkpoint_is_audited_without_graphs() -> None:
+    path = PACKAGE.parent / "sample_models" / "known.safetensors"
+    code = (
+        f"import sys, snaudit.cli\nsnaudit.cli.main(['inspect', {str(path)!r}])\n"
+        "print(sorted({'torch', 'onnx', 'onnx_ir', 'onnxruntime', 'sympy'} & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stderr.strip().splitlines()[-1] == "[]", done.stderr
+
+
 def test_the_page_of_ops_is_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
     docs = PACKAGE.parent / "docs"
     monkeypatch.syspath_prepend(str(docs))

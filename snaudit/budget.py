@@ -19,6 +19,7 @@ import numpy as np
 
 from snaudit.bound import Bound, chain, exactly, scaled
 from snaudit.errors import ConstraintError
+from snaudit.findings import LayerResult
 from snaudit.layers import Extraction, Layer
 from snaudit.measuring import Meter, result_of
 from snaudit.model import Model
@@ -136,8 +137,12 @@ class Goals:
 
 def bound_of(model: Model, extraction: Extraction, meter: Meter) -> Bound:
     """The network's bound, as an audit has it."""
-    measured = zip(extraction.layers, meter.measure_all(extraction.layers), strict=True)
-    return network_of(model, extraction, tuple(result_of(*pair) for pair in measured), meter)[0].bound
+    return network_of(model, extraction, _results(extraction, meter), meter)[0].bound
+
+
+def _results(extraction: Extraction, meter: Meter) -> tuple[LayerResult, ...]:
+    pairs = zip(extraction.layers, meter.measure_all(extraction.layers), strict=True)
+    return tuple(result_of(layer, measured) for layer, measured in pairs)
 
 
 @dataclass(slots=True)
@@ -160,11 +165,9 @@ class Budget:
 
     def __post_init__(self) -> None:
         layers = self.extraction.layers
-        self._norms = {
-            layer.name: measured.norm
-            for layer, measured in zip(layers, self.meter.measure_all(layers), strict=True)
-        }
-        self.before = bound_of(self.model, self.extraction, self.meter)
+        results = _results(self.extraction, self.meter)
+        self._norms = {result.name: result.norm for result in results}
+        self.before = network_of(self.model, self.extraction, results, self.meter)[0].bound
         if self.model.graph is None:
             self._compose = self._as_chain
             self.notes = ("the network's bound is that of a plain chain of the layers: a bare checkpoint has no graph",)

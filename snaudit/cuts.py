@@ -11,12 +11,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
 
-from snaudit.domains import is_default
 from snaudit import folding, linearized, patterns, slopes
+from snaudit.attributes import attribute
+from snaudit.domains import is_default
 from snaudit.enclosed import Enclosed
 from snaudit.linearized import LARGEST, Coefficients
 from snaudit.sections.interface import Section, Unit
@@ -224,14 +226,7 @@ def _interval(node: ir.Node, index: int, before: Coefficients) -> _Ends | None:
         return None if index or len(others) != 1 else _prelu(others[0].astype(np.float64))
     if others and not (default and node.op_type == "Clip"):
         return None
-
-    def attribute(name: str, fallback: object) -> object:
-        found = node.attributes.get(name)
-        if found is None:
-            return fallback
-        return found.value.decode() if isinstance(found.value, bytes) else found.value
-
-    return slopes.interval(node.domain, node.op_type, attribute)
+    return slopes.interval(node.domain, node.op_type, partial(attribute, node))
 
 
 def _prelu(slope: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -52,7 +52,7 @@ def completes(h: np.ndarray, shift: float) -> tuple[np.ndarray, float]:
     try:
         np.linalg.cholesky(h)
     except np.linalg.LinAlgError:
-        return np.array([_factorizes(one) for one in h]), lost
+        return np.array([factorizes(one) for one in h]), lost
     return np.ones(len(h), dtype=bool), lost
 
 
@@ -69,7 +69,8 @@ def _by_columns(shifted: np.ndarray) -> np.ndarray:
     return alive
 
 
-def _factorizes(matrix: np.ndarray) -> bool:
+def factorizes(matrix: np.ndarray) -> bool:
+    """Whether LAPACK's Cholesky factorization completes; of a stack, for all of it."""
     try:
         np.linalg.cholesky(matrix)
     except np.linalg.LinAlgError:
@@ -116,7 +117,7 @@ def _panel(a: np.ndarray, left: int, right: int, alive: np.ndarray) -> np.ndarra
         factor = np.linalg.cholesky(block)
     except np.linalg.LinAlgError:
         for index, one in enumerate(block):
-            if not (alive[index] and _factorizes(one)):
+            if not (alive[index] and factorizes(one)):
                 alive[index] = False
                 a[index] = np.eye(a.shape[-1])
         factor = np.linalg.cholesky(block)

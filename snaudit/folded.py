@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from snaudit.attributes import attribute
+
 Inputs = Sequence[Any]
 Compute = Callable[[ir.Node, Inputs, int, Any], Any]
 
@@ -44,12 +46,6 @@ class Op:
     def exact(self, node: ir.Node) -> tuple[int, ...]:
         """The inputs that a dry run needs as they are."""
         return tuple(range(len(node.inputs))) if self.needs == (-1,) else self.needs
-
-
-def attribute(node: ir.Node, name: str, default: Any = None) -> Any:
-    """An attribute's value."""
-    found = node.attributes.get(name)
-    return default if found is None else found.value
 
 
 def bounded(shape: Sequence[int], dtype: np.dtype, limit: int) -> tuple[int, ...]:

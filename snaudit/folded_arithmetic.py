@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from snaudit.folded import CannotFold, Inputs, Op, attribute, axes_of, axis_of, bounded
+from snaudit.attributes import attribute
+from snaudit.folded import CannotFold, Inputs, Op, axes_of, axis_of, bounded
 
 
 def _elementwise(function: Callable[..., Any], kinds: str = "iufV") -> Op:

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from snaudit.folded import CannotFold, Inputs, Op, attribute, axes_of, axis_of, bounded, integers
+from snaudit.attributes import attribute
+from snaudit.folded import CannotFold, Inputs, Op, axes_of, axis_of, bounded, integers
 
 
 def _reshape(node: ir.Node, inputs: Inputs, limit: int, fill: Any) -> Any:

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
-from snaudit.domains import is_default
 from snaudit import enclosed
+from snaudit.domains import is_default, plain
 from snaudit.enclosed import Enclosed
 from snaudit.rounding import SAFE, TINY, U, gamma
 from snaudit.tokens import Fold, Tokens, trace
@@ -82,7 +82,7 @@ def heads_of(node: ir.Node, fold: Fold, held: _Held, opset: int) -> Heads | None
 
     held: whether a value is constant for the bound (a mask may depend on integer inputs).
     """
-    find = _FINDERS.get((node.domain if node.domain != "ai.onnx" else "", node.op_type))
+    find = _FINDERS.get((plain(node.domain), node.op_type))
     try:
         return None if find is None else find(node, fold, held, opset)
     except (ValueError, IndexError, KeyError, TypeError, AttributeError):

@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from snaudit import folding, quantized_nodes
+from snaudit.attributes import attribute
 from snaudit.contractions import Arranged, contraction_of
 from snaudit.dequantized import Dequantized
+from snaudit.domains import plain
 from snaudit.forms import Folded, Form, Plain
 from snaudit.layers import Extraction, Geometry, Layer
 from snaudit.model import LeftOut, Tensor
@@ -104,7 +105,7 @@ def _add(reading: _Reading, layer: Layer, node: ir.Node) -> None:
 def _layers_of(node: ir.Node, reading: _Reading) -> Iterator[Layer]:
     """The layers of one node; for each other constant input, the reason why it is none."""
     op, own = node.op_type, set[str]()
-    find = _FINDERS.get((_domain(node), op))
+    find = _FINDERS.get((plain(node.domain), op))
     if find is not None:
         for layer in find(node):
             own.update(tensor.name for tensor in layer.form.tensors)
@@ -122,7 +123,7 @@ def _layers_of(node: ir.Node, reading: _Reading) -> Iterator[Layer]:
             reason = f"{_INTEGER_WEIGHTS} of {op}" if codes else f"no weight matrix of {op}"
             reading.why_not[tensor.name] = reason
             bias = op in _QUANTIZED and bool(own) and tensor.is_real
-            known = tensor.name in own or bias or folds or not (op in _QUANTIZED or _domain(node) or op not in _NO_MATRIX)
+            known = tensor.name in own or bias or folds or not (op in _QUANTIZED or plain(node.domain) or op not in _NO_MATRIX)
             if not known and max(_rank(value), len(tensor.shape)) > 1:
                 reading.missed.setdefault(tensor.name, reason.replace("no weight", "perhaps a weight"))
 
@@ -134,19 +135,19 @@ def _rank(value: ir.Value) -> int:
 def _look_behind(node: ir.Node, reading: _Reading) -> None:
     """Note weights that reach a node through steps that depend on its input (an index, a shape, a
     modulation), so that no constant is left to measure; and weights that stand in attributes."""
-    if _domain(node):
+    if plain(node.domain):
         for name, attribute in node.attributes.items():
             if attribute.type == ir.AttributeType.FLOATS and attribute.value and len(attribute.value) > 4:
                 where = node.name or node.outputs[0].name or node.op_type
                 reading.attributes[f"{where}.{name}"] = f"perhaps a weight matrix of {node.op_type}"
-    slots = _WEIGHT_SLOTS.get(node.op_type) if not _domain(node) else None
+    slots = _WEIGHT_SLOTS.get(node.op_type) if not plain(node.domain) else None
     through = _MOVES if node.op_type == "MatMul" else _MOVES | {"Mul", "Div"}
     stack = [node.inputs[i] for i in slots or () if i < len(node.inputs)]
     seen: set[ir.Value] = set()
     while stack:
         value = stack.pop()
         maker = None if value is None or value in seen else value.producer()
-        if maker is None or folding.is_constant(value) or _domain(maker) or maker.op_type not in through:
+        if maker is None or folding.is_constant(value) or plain(maker.domain) or maker.op_type not in through:
             continue
         seen.add(value)
         for part in maker.inputs:
@@ -168,15 +169,6 @@ def _left_out(tensor: Tensor, reason: str | None, missed: str | None) -> LeftOut
     if len(tensor.shape) < 2:
         return LeftOut(tensor.name, "a vector or scalar (bias, norm scale, statistic)")
     return LeftOut(tensor.name, reason or "used by no node")
-
-
-def _domain(node: ir.Node) -> str:
-    return "" if node.domain == "ai.onnx" else node.domain
-
-
-def _attribute(node: ir.Node, name: str, default: Any) -> Any:
-    found = node.attributes.get(name)
-    return default if found is None or found.value is None else found.value
 
 
 def _form(node: ir.Node, index: int) -> Form | None:
@@ -206,7 +198,7 @@ def _handle(value: ir.Value | None) -> Tensor | None:
         if isinstance(tensor, Tensor):
             return tensor if tensor.is_real else None
         node = value.producer()
-        if node is None or _domain(node):
+        if node is None or plain(node.domain):
             return None
         if node.op_type == "Concat":
             handles = [_handle(part) for part in node.inputs]
@@ -241,9 +233,9 @@ def _convolution(node: ir.Node) -> Iterator[Layer]:
     ones = [1] * axes
     transposed = node.op_type == "ConvTranspose"
     geometry = Geometry(
-        tuple(_attribute(node, "strides", ones)),
-        tuple(_attribute(node, "dilations", ones)),
-        int(_attribute(node, "group", 1)),
+        tuple(attribute(node, "strides", ones)),
+        tuple(attribute(node, "dilations", ones)),
+        int(attribute(node, "group", 1)),
         transposed,
     )
     whole = min((*geometry.stride, *geometry.dilation, geometry.groups)) >= 1
@@ -254,13 +246,13 @@ def _convolution(node: ir.Node) -> Iterator[Layer]:
 
 
 def _gemm(node: ir.Node) -> Iterator[Layer]:
-    gain = abs(float(_attribute(node, "alpha", 1.0)))
+    gain = abs(float(attribute(node, "alpha", 1.0)))
     right, left = _form(node, 1), _form(node, 0)
     if right is not None and left is None and len(right.shape) == 2:
-        flipped = not _attribute(node, "transB", 0)
+        flipped = not attribute(node, "transB", 0)
         yield Layer(_name(right), "Linear", right, flipped=flipped, gain=gain)
     elif left is not None and right is None and len(left.shape) == 2:
-        flipped = bool(_attribute(node, "transA", 0))
+        flipped = bool(attribute(node, "transA", 0))
         yield Layer(_name(left), "Linear", left, flipped=flipped, gain=gain)
 
 
@@ -279,7 +271,7 @@ def _matmul(node: ir.Node) -> Iterator[Layer]:
 def _gather(node: ir.Node) -> Iterator[Layer]:
     form = _form(node, 0)
     indices = node.inputs[1]
-    if form is None or len(form.shape) != 2 or _attribute(node, "axis", 0) != 0:
+    if form is None or len(form.shape) != 2 or attribute(node, "axis", 0) != 0:
         return
     if indices is None or folding.is_constant(indices):
         return
@@ -308,7 +300,7 @@ def _packed_attention(node: ir.Node) -> Iterator[Layer]:
     form = _form(node, 1)
     if not isinstance(form, Plain) or len(form.shape) != 2:
         return
-    sizes = _attribute(node, "qkv_hidden_sizes", None)
+    sizes = attribute(node, "qkv_hidden_sizes", None)
     width = form.shape[1] // 3
     sizes = list(sizes) if sizes else [width] * 3
     start = 0
@@ -324,7 +316,7 @@ def _einsum(node: ir.Node) -> Iterator[Layer]:
     if len(varying) != 1 or len(node.inputs) != 2:
         return
     form = _form(node, 1 - varying[0])
-    found = contraction_of(_attribute(node, "equation", ""), 2, varying[0])
+    found = contraction_of(attribute(node, "equation", ""), 2, varying[0])
     if form is not None and found is not None and len(found.constant) == len(form.shape) > 0:
         yield Layer(_name(form), "Einsum", Arranged(form, found), stacked=True)
 

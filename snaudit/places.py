@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from snaudit.domains import is_default
 from snaudit import folding
+from snaudit.attributes import attribute
+from snaudit.domains import is_default
 from snaudit.layers import Geometry, Place
 from snaudit.linear import Convolution
 
@@ -40,7 +40,7 @@ def padded_place(
         return None
     source = maker.inputs[0]
     size, pads = _size(source, shape, geometry), _pads_of(maker, len(shape))
-    mode = _PADS.get(_text(maker, "mode", "constant"))
+    mode = _PADS.get(attribute(maker, "mode", "constant"))
     if size is None or pads is None or mode is None or any(any(pair) for pair in pads[:2]):
         return None
     sides = tuple(pads[2:])
@@ -55,7 +55,7 @@ def padded_place(
 
 
 def _forward(node: ir.Node, shape: tuple[int, ...], geometry: Geometry, size: tuple[int, ...]) -> Place | None:
-    auto = _text(node, "auto_pad", "NOTSET")
+    auto = attribute(node, "auto_pad", "NOTSET")
     if auto == "NOTSET":
         sides = _sides(node, len(size))
     elif auto == "VALID":
@@ -71,7 +71,7 @@ def _forward(node: ir.Node, shape: tuple[int, ...], geometry: Geometry, size: tu
 
 def _transposed(node: ir.Node, shape: tuple[int, ...], geometry: Geometry, size: tuple[int, ...]) -> Place | None:
     """ConvTranspose: pads crop; output_shape is rounded about, so that nodes with it have no place."""
-    if _text(node, "auto_pad", "NOTSET") != "NOTSET" or "output_shape" in node.attributes:
+    if attribute(node, "auto_pad", "NOTSET") != "NOTSET" or "output_shape" in node.attributes:
         return None
     sides, extra = _sides(node, len(size)), _integers(node, "output_padding", [0] * len(size))
     return None if sides is None or len(extra) != len(size) else Place(size, sides, extra)
@@ -148,12 +148,4 @@ def _pads_shift(node: ir.Node) -> bool:
 
 
 def _integers(node: ir.Node, name: str, default: list[int]) -> tuple[int, ...]:
-    found = node.attributes.get(name)
-    return tuple(int(v) for v in (default if found is None or found.value is None else found.value))
-
-
-def _text(node: ir.Node, name: str, default: str) -> str:
-    found: Any = node.attributes.get(name)
-    if found is None or found.value is None:
-        return default
-    return found.value.decode() if isinstance(found.value, bytes) else str(found.value)
+    return tuple(int(v) for v in attribute(node, name, default))

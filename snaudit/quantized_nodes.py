@@ -12,10 +12,10 @@ from typing import Any
 
 import onnx_ir as ir
 
-from snaudit.domains import is_default, plain
 from snaudit import folding
+from snaudit.attributes import attribute
 from snaudit.dequantized import Dequantized
-from snaudit.folded import attribute
+from snaudit.domains import is_default, plain
 from snaudit.layers import Geometry, Layer
 from snaudit.model import Tensor
 from snaudit.packing import Packing

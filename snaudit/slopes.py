@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from snaudit.bound import up
+from snaudit.domains import plain
 
 Interval = tuple[float, float]
 Attribute = Callable[[str, Any], Any]
@@ -100,7 +101,7 @@ _TABLE: dict[tuple[str, str], Callable[[Attribute], Interval | None]] = {
 
 def interval(domain: str, op: str, attribute: Attribute) -> Interval | None:
     """The slope interval of an op's function, as its attributes have it; None where none is known."""
-    row = _TABLE.get(("" if domain == "ai.onnx" else domain, op))
+    row = _TABLE.get((plain(domain), op))
     found = None if row is None else row(attribute)
     if found is None or not all(math.isfinite(end) for end in found):
         return None

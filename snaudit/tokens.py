@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
-from snaudit.domains import is_default
 from snaudit import enclosed
+from snaudit.attributes import attribute
+from snaudit.domains import is_default
 from snaudit.enclosed import Enclosed
 from snaudit.rounding import U
 
@@ -143,11 +144,11 @@ def _matmul(node: ir.Node, value: ir.Value, inner: _Trace, fold: Fold) -> Tokens
 
 def _gemm(node: ir.Node, value: ir.Value, inner: _Trace, fold: Fold) -> Tokens | None:
     weight = fold(node.inputs[1])
-    scales = [_attribute(node, name, 1.0) for name in ("alpha", "beta")]
-    if weight is None or scales != [1.0, 1.0] or _attribute(node, "transA", 0):
+    scales = [attribute(node, name, 1.0) for name in ("alpha", "beta")]
+    if weight is None or scales != [1.0, 1.0] or attribute(node, "transA", 0):
         return None
     found = inner(node.inputs[0])
-    found = None if found is None else found.applied(weight if _attribute(node, "transB", 0) else weight.T)
+    found = None if found is None else found.applied(weight if attribute(node, "transB", 0) else weight.T)
     if found is None or len(node.inputs) < 3 or node.inputs[2] is None:
         return found
     bias = fold(node.inputs[2])
@@ -155,12 +156,17 @@ def _gemm(node: ir.Node, value: ir.Value, inner: _Trace, fold: Fold) -> Tokens |
 
 
 def _add(node: ir.Node, value: ir.Value, inner: _Trace, fold: Fold) -> Tokens | None:
+    found, constant = _beside_constant(node, inner, fold)
+    return None if found is None else found.shifted(constant)
+
+
+def _beside_constant(node: ir.Node, inner: _Trace, fold: Fold) -> tuple[Tokens | None, np.ndarray | None]:
+    """(the tokens of a node's one input, the constant in its other one)."""
     for data, other in (node.inputs, node.inputs[::-1]):
         constant = fold(other)
         if constant is not None:
-            found = inner(data)
-            return None if found is None else found.shifted(constant)
-    return None
+            return inner(data), constant
+    return None, None
 
 
 def _multiply(node: ir.Node, value: ir.Value, inner: _Trace, fold: Fold) -> Tokens | None:
@@ -172,12 +178,8 @@ def _multiply(node: ir.Node, value: ir.Value, inner: _Trace, fold: Fold) -> Toke
         divisor = constant.astype(np.float64)
         exact = bool((np.abs(np.frexp(divisor)[0]) == 0.5).all())
         return None if found is None else found.stretched(1.0 / divisor, 0.0 if exact else 2 * U)
-    for data, other in (node.inputs, node.inputs[::-1]):
-        constant = fold(other)
-        if constant is not None:
-            found = inner(data)
-            return None if found is None else found.stretched(constant)
-    return None
+    found, constant = _beside_constant(node, inner, fold)
+    return None if found is None else found.stretched(constant)
 
 
 def _moved(node: ir.Node, value: ir.Value, inner: _Trace, fold: Fold) -> Tokens | None:
@@ -186,11 +188,6 @@ def _moved(node: ir.Node, value: ir.Value, inner: _Trace, fold: Fold) -> Tokens 
         return None
     labels = _MOVES[node.op_type](node, value, found.labels, fold)
     return None if labels is None else replace(found, labels=labels)
-
-
-def _attribute(node: ir.Node, name: str, default: object) -> object:
-    found = node.attributes.get(name)
-    return default if found is None else found.value
 
 
 def _whole(node: ir.Node, index: int, name: str, fold: Fold) -> list[int] | None:
@@ -208,7 +205,7 @@ def _whole(node: ir.Node, index: int, name: str, fold: Fold) -> list[int] | None
 def _reshape(node: ir.Node, value: ir.Value, labels: np.ndarray, fold: Fold) -> np.ndarray | None:
     told = fold(node.inputs[1])
     if told is not None:
-        zero_is_zero = _attribute(node, "allowzero", 0)
+        zero_is_zero = attribute(node, "allowzero", 0)
         sizes = [labels.shape[i] if v == 0 and not zero_is_zero else int(v) for i, v in enumerate(told)]
         return labels.reshape(sizes)
     if value.shape is None:
@@ -218,11 +215,11 @@ def _reshape(node: ir.Node, value: ir.Value, labels: np.ndarray, fold: Fold) -> 
 
 
 def _transpose(node: ir.Node, value: ir.Value, labels: np.ndarray, fold: Fold) -> np.ndarray | None:
-    return labels.transpose(_attribute(node, "perm", range(labels.ndim)[::-1]))
+    return labels.transpose(attribute(node, "perm", range(labels.ndim)[::-1]))
 
 
 def _flatten(node: ir.Node, value: ir.Value, labels: np.ndarray, fold: Fold) -> np.ndarray | None:
-    axis = int(_attribute(node, "axis", 1))
+    axis = int(attribute(node, "axis", 1))
     return labels.reshape(math.prod(labels.shape[:axis]), -1)
 
 
@@ -236,7 +233,7 @@ def _unsqueeze(node: ir.Node, value: ir.Value, labels: np.ndarray, fold: Fold) -
 
 
 def _split(node: ir.Node, value: ir.Value, labels: np.ndarray, fold: Fold) -> np.ndarray | None:
-    axis, sizes = int(_attribute(node, "axis", 0)), _whole(node, 1, "split", fold)
+    axis, sizes = int(attribute(node, "axis", 0)), _whole(node, 1, "split", fold)
     if sizes is None:
         parts = np.split(labels, len(node.outputs), axis)
     else:
@@ -258,7 +255,7 @@ def _slice(node: ir.Node, value: ir.Value, labels: np.ndarray, fold: Fold) -> np
 
 def _gather(node: ir.Node, value: ir.Value, labels: np.ndarray, fold: Fold) -> np.ndarray | None:
     index = fold(node.inputs[1])
-    return None if index is None else np.take(labels, index, int(_attribute(node, "axis", 0)))
+    return None if index is None else np.take(labels, index, int(attribute(node, "axis", 0)))
 
 
 def _same(node: ir.Node, value: ir.Value, labels: np.ndarray, fold: Fold) -> np.ndarray | None:

@@ -37,7 +37,7 @@ LEVELS = (
      "packing", "ascent", "precision", "running", "kernels", "enclosed", "slopes", "ranges", "ranges_curves"),
     ("folded", "model", "linear", "rounding", "names", "numerals", "sizes", "factories"),
     ("bound", "box"),
-    ("errors", "interrupts", "threads", "version", "domains"),
+    ("errors", "interrupts", "threads", "version", "domains", "attributes"),
 )
 HEAVY = {"torch", "onnx", "onnx_ir", "onnxruntime", "numpy", "ml_dtypes"}
 NEVER = (("report", "model"), ("rules", "sigma"), ("sigma", "model"))

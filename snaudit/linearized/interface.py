@@ -18,6 +18,7 @@ import numpy as np
 import onnx_ir as ir
 
 from snaudit import folding
+from snaudit.attributes import attribute
 from snaudit.enclosed import Enclosed, product, scaled
 
 LARGEST = 4096
@@ -80,10 +81,7 @@ class Node:
     opset: int
 
     def attribute(self, name: str, default: Any = None) -> Any:
-        found = self.node.attributes.get(name)
-        if found is None:
-            return default
-        return found.value.decode() if isinstance(found.value, bytes) else found.value
+        return attribute(self.node, name, default)
 
     def constant(self, index: int) -> np.ndarray | None:
         """The finite array of a constant input; None where it is absent."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from snaudit.domains import plain
 from snaudit.rules import (
     affine,
     attention,
@@ -36,4 +37,4 @@ _TABLE = {(row.domain, row.op): row for row in ROWS}
 
 def lookup(domain: str, op: str) -> Row | None:
     """The row of an op, or None: an op without a row has no bound. "ai.onnx" is the default domain."""
-    return _TABLE.get(("" if domain == "ai.onnx" else domain, op))
+    return _TABLE.get((plain(domain), op))

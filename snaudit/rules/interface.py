@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from snaudit.attributes import attribute
 from snaudit.bound import UNBOUNDED, Bound, Norm, chain, exactly
 from snaudit.ranges import UNKNOWN, Range
 
@@ -114,10 +115,7 @@ class Step:
 
     def attribute(self, name: str, default: Any = None) -> Any:
         """The attribute's value, or `default` where the node does not have it."""
-        found = self.node.attributes.get(name)
-        if found is None:
-            return default
-        return found.value.decode() if isinstance(found.value, bytes) else found.value
+        return attribute(self.node, name, default)
 
     def constant(self, index: int) -> np.ndarray | None:
         """The array that input `index` always holds, or None if it is absent or no constant."""

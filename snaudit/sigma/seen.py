@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from snaudit.arrays import lanczos
 from snaudit.bound import down
 from snaudit.linear import Located
 from snaudit.rounding import SAFE, TINY, U, frobenius_up, gamma, norm_enclosed
@@ -34,7 +35,9 @@ def stretch_down(map: Located, start: tuple[np.ndarray, np.ndarray, int] | None,
     size = outputs * math.prod(few)
     each = math.prod(few) * taps * (outputs * inputs + 10 * (outputs + inputs * conv.groups))
     steps = int(max(1, min(40, _WORK / (2 * each), _MEMORY / size)))
-    y = _ritz(map, _start(map, few, start, seed), steps)
+    y = _start(map, few, start, seed)
+    if steps > 1:
+        y = lanczos(lambda x: map.gather(map.scatter(x)), y, steps, rtol=0.0).vector
     below, _ = norm_enclosed(map.scatter(y))
     _, above = norm_enclosed(y)
     copies = [int(np.bincount(source[source >= 0]).max()) for source in map.sources()]
@@ -62,26 +65,3 @@ def _start(
     image = (vector[(slice(None), *(None,) * len(few))] * np.exp(1j * phase)).real * window
     y[group] = 0.05 * y[group] + image / np.linalg.norm(image)
     return y.ravel()
-
-
-def _ritz(map: Located, start: np.ndarray, steps: int) -> np.ndarray:
-    """The Ritz vector of G·Gᵀ after some Lanczos steps, reorthogonalised twice."""
-    if steps == 1:
-        return start
-    basis = np.zeros((steps, start.size))
-    alpha, beta = np.zeros(steps), np.zeros(steps)
-    y = start / np.linalg.norm(start)
-    for k in range(steps):
-        basis[k] = y
-        image = map.gather(map.scatter(y))
-        alpha[k] = float(y @ image)
-        for _ in range(2):
-            image -= basis[: k + 1].T @ (basis[: k + 1] @ image)
-        beta[k] = float(np.linalg.norm(image))
-        if beta[k] <= 1e-13 * alpha[: k + 1].max():
-            break
-        y = image / beta[k]
-    used = k + 1
-    off = beta[: used - 1]
-    weights = np.linalg.eigh(np.diag(alpha[:used]) + np.diag(off, 1) + np.diag(off, -1))[1][:, -1]
-    return weights @ basis[:used]

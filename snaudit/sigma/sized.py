@@ -30,6 +30,7 @@ import numpy as np
 
 from snaudit.arrays import top_eigenpair
 from snaudit.bound import Bound, Grade, Norm, enclosed, exactly, root_up, sum_up, times_up, up
+from snaudit.factorizing import factorizes
 from snaudit.linear import AnyMap, BlockDiagonal, Convolution, Located
 from snaudit.rounding import SAFE, U, cholesky_deficit, exponent_of, gamma, scale, unscale
 from snaudit.sigma import certificate, fourier
@@ -324,14 +325,6 @@ def _completes(h: np.ndarray, shift: float) -> np.ndarray:
     """For each H, whether the Cholesky factorization of shift·I − H completes in floating point."""
     shifted = -h
     np.einsum("kii->ki", shifted)[...] += shift
-    if h.shape[-1] <= 32 and _factorizes(shifted):
+    if h.shape[-1] <= 32 and factorizes(shifted):
         return np.ones(len(h), dtype=bool)
-    return np.array([_factorizes(one) for one in shifted], dtype=bool)
-
-
-def _factorizes(matrices: np.ndarray) -> bool:
-    try:
-        np.linalg.cholesky(matrices)
-    except np.linalg.LinAlgError:
-        return False
-    return True
+    return np.array([factorizes(one) for one in shifted], dtype=bool)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -29,10 +30,11 @@ from onnx import helper
 from op_cases import CURVES, LINEAR, OTHERS, RANGED, RESIZED, Case
 
 import snaudit
-from snaudit import lipschitz, ranges
+from snaudit import lipschitz, ranges, ranges_affine
 from snaudit.bound import NORMS, at_most
 from snaudit.errors import UsageError
 from snaudit.ranges import Range
+from snaudit.rounding import SAFE
 from snaudit.walk import Walk
 
 RNG = np.random.default_rng(11)
@@ -428,3 +430,15 @@ def test_what_is_no_box_is_refused(tmp_path: Path, asked: Any) -> None:
     path = saved(tmp_path, [node("MatMul", "x w")], {"x": [2, 4]})
     with pytest.raises(UsageError):
         snaudit.audit(path, input_range=asked)
+
+
+def test_rows_of_a_product_are_no_shorter_than_they_can_be() -> None:
+    """A one-hot row of weights picks a row of the other factor: the claim for rows is met exactly there."""
+    shapes = {0: (4, 5), 1: (5, 3)}
+    step = SimpleNamespace(shape=shapes.get, output_shape=lambda: (4, 3))
+    weights = ranges.enclosing(0.0, 1.0, sums=(-1, 1.0))
+    low = np.array([-2.0, 0.5, -1.0])
+    found = ranges_affine.product(step, weights, ranges.enclosing(low, -low + 1.0), 5)
+    longest = float(np.linalg.norm(np.maximum(np.abs(low), np.abs(1.0 - low))))
+    assert found.rows is not None and found.rows[0] == -1
+    assert longest * SAFE * (1 - 1e-9) <= found.rows[1] <= 1.05 * longest, "with its margin for rounding"

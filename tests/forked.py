@@ -201,6 +201,8 @@ def _child(
 
         traceback.print_exc()
     finally:
+        with contextlib.suppress(KeyboardInterrupt):  # the run is over: one that comes now strikes the harness
+            signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

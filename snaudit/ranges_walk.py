@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import onnx_ir as ir
 
-from snaudit import ranges_ops
+from snaudit import images
 from snaudit.findings import Gap
 from snaudit.ranges import UNKNOWN, Range, flat, joined
 from snaudit.rules.interface import Step
@@ -63,4 +63,4 @@ def _ranges_of(walk: Walk, node: ir.Node) -> Sequence[Range]:
                 for pair in zip(*branches, strict=True)]  # fmt: skip
     if any(key[1] == node.op_type for key in walk.model.functions) or bodies_of(node):
         return ()
-    return ranges_ops.images(step_of(walk, node))
+    return images.images(step_of(walk, node))

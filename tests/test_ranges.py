@@ -30,7 +30,8 @@ from onnx import helper
 from op_cases import CURVES, LINEAR, OTHERS, RANGED, RESIZED, Case
 
 import snaudit
-from snaudit import lipschitz, ranges, ranges_affine
+from snaudit import lipschitz, ranges
+from snaudit.images import affine
 from snaudit.bound import NORMS, at_most
 from snaudit.errors import UsageError
 from snaudit.ranges import Range
@@ -438,7 +439,7 @@ def test_rows_of_a_product_are_no_shorter_than_they_can_be() -> None:
     step = SimpleNamespace(shape=shapes.get, output_shape=lambda: (4, 3))
     weights = ranges.enclosing(0.0, 1.0, sums=(-1, 1.0))
     low = np.array([-2.0, 0.5, -1.0])
-    found = ranges_affine.product(step, weights, ranges.enclosing(low, -low + 1.0), 5)
+    found = affine.product(step, weights, ranges.enclosing(low, -low + 1.0), 5)
     longest = float(np.linalg.norm(np.maximum(np.abs(low), np.abs(1.0 - low))))
     assert found.rows is not None and found.rows[0] == -1
     assert longest * SAFE * (1 - 1e-9) <= found.rows[1] <= 1.05 * longest, "with its margin for rounding"

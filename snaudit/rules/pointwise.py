@@ -15,7 +15,7 @@ from snaudit import slopes
 from snaudit.bound import at_most, root_up, up
 from snaudit.broadcasting import dims, spread
 from snaudit.gains import copies
-from snaudit.ranges_curves import Curve, curve_of, periodic, power, raised, two_slopes
+from snaudit.curves import Curve, curve_of, periodic, power, raised, two_slopes
 from snaudit.rules.interface import (
     Row,
     Step,

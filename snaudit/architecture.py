@@ -8,10 +8,7 @@ it holds of the checkpoint is the checkpoint's tensors again, compared number by
 
 from __future__ import annotations
 
-import json
 import math
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from snaudit import formats
+from snaudit.children import Child, ChildFailed
 from snaudit.errors import UnsupportedModel, UsageError, WriteError
 from snaudit.factories import Factory, factory_of
 from snaudit.findings import Settings
@@ -37,7 +35,6 @@ SECONDS = 900
 """Wall-clock time that the code, the export and its trial run may take."""
 _MOST_WRITTEN = 1 << 28
 """Numbers of a model whose graph is written to a file for a runtime: protobuf ends at two gigabytes."""
-_BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from snaudit.exporting import main; main()"
 
 
 @contextmanager
@@ -97,34 +94,16 @@ def _exported(
         "module": factory.module, "name": factory.name, "args": factory.args, "kwargs": factory.kwargs,
         "sizes": sizes,
     }  # fmt: skip
-    # isolated while snaudit and torch are imported: only then may the working directory bring modules
-    command = [sys.executable, "-I", "-c", _BOOT, json.dumps([p for p in sys.path if p])]
-    pipe = subprocess.PIPE
+    named = f"--architecture {factory.module}:{factory.name}"
     try:
-        child = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True)
-    except OSError as error:
-        raise UsageError(f"--architecture: no process could be started ({error.strerror})") from error
-    try:
-        out, err = child.communicate(json.dumps(request).encode(), timeout=SECONDS)
-    except subprocess.TimeoutExpired as error:
-        raise UsageError(f"--architecture {factory.module}:{factory.name}: not done in {SECONDS} s") from error
-    finally:
-        child.kill()
-        child.communicate()
-    try:
-        answer = json.loads(out)
-    except ValueError:
-        how = f"signal {-child.returncode}" if child.returncode < 0 else f"status {child.returncode}"
-        answer = {"error": f"its process ended with {how}{_tail(err)}", "usage": True}
+        with Child("snaudit.exporting", request, heard=True) as child:
+            answer, _ = child.answer(SECONDS)
+    except ChildFailed as error:
+        raise UsageError(f"{named}: {printable(str(error), 1500)}") from error
     if "error" in answer:
-        reason = f"--architecture {factory.module}:{factory.name}: {printable(answer['error'], 1500)}"
+        reason = f"{named}: {printable(answer['error'], 1500)}"
         raise UsageError(reason) if answer["usage"] else UnsupportedModel(path, reason)
     return answer
-
-
-def _tail(err: bytes) -> str:
-    lines = [line.strip() for line in err.decode("utf-8", "replace").splitlines() if line.strip()]
-    return f"; its last words: {lines[-1]}" if lines else ""
 
 
 def _joined(model: Model, exported: Model, answer: Mapping[str, Any], factory: Factory) -> Model:

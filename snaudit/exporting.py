@@ -1,15 +1,14 @@
 """The export of a module that the user names, in a process of its own: here, and only here, is foreign
 code run, because `--architecture` asks for it.
 
-Reads a request (JSON) on stdin, writes one line of JSON to the descriptor that was stdout: which
-initializer of the exported graph is which tensor of the checkpoint, and notes; or {"error", "usage"}.
+`architecture` starts it and reads its answer: which initializer of the exported graph is which tensor
+of the checkpoint, and notes; or {"error", "usage"}.
 """
 
 from __future__ import annotations
 
 import importlib
 import itertools
-import json
 import os
 import sys
 import traceback
@@ -42,8 +41,18 @@ class Failure(Exception):
         self.usage = usage
 
 
-def answer(request: Mapping[str, Any]) -> dict[str, Any]:
-    """What the parent gets to know; the graph then stands in the request's folder."""
+def answer(request: Mapping[str, Any]) -> tuple[dict[str, Any], bytes]:
+    """What the parent gets to know, and no bytes beside."""
+    try:
+        return carried_out(request), b""
+    except Failure as error:
+        return {"error": str(error), "usage": error.usage}, b""
+    except SnauditError as error:
+        return {"error": str(error), "usage": False}, b""
+
+
+def carried_out(request: Mapping[str, Any]) -> dict[str, Any]:
+    """The answer to a request that can be met; the graph then stands in its folder. Raises Failure."""
     try:
         import onnxscript  # noqa: F401  torch imports it when it exports
         import torch
@@ -294,23 +303,3 @@ def _said(error: Exception) -> str:
     cause = error.__cause__ if isinstance(error.__cause__, Exception) else None
     text = " ".join(str(error).split())[:400]
     return f"{type(error).__name__}: {text}" + (f" ({_said(cause)[:300]})" if cause is not None else "")
-
-
-def main() -> None:
-    """Answer the request on stdin."""
-    out = os.dup(1)
-    os.dup2(2, 1)  # what the user's code prints is no answer
-    request = json.loads(sys.stdin.buffer.read())
-    try:
-        found = answer(request)
-    except Failure as error:
-        found = {"error": str(error), "usage": error.usage}
-    except SnauditError as error:
-        found = {"error": str(error), "usage": False}
-    with os.fdopen(out, "wb") as stream:
-        stream.write(json.dumps(found).encode())
-    os._exit(0)  # threads that the user's code left behind do not keep it
-
-
-if __name__ == "__main__":
-    main()

@@ -7,9 +7,6 @@ a child do that, under limits, and takes whatever goes wrong there for "no witne
 from __future__ import annotations
 
 import io
-import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,12 +14,13 @@ from typing import Any
 import numpy as np
 
 from snaudit.bound import Bound, Grade
+from snaudit.children import Child, ChildFailed, Limits
 from snaudit.errors import SoundnessError, UsageError
 from snaudit.findings import Gap, NetworkResult, Point, Settings, Witness
 from snaudit.formats import read
 from snaudit.model import Model
 
-_BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from snaudit.search import main; main()"
+_MEMORY = 6 << 30
 _GRACE = 10.0
 """Wall-clock seconds that a child has besides twice its processor time: it starts, and others run."""
 
@@ -32,39 +30,28 @@ class Seeker:
 
     def __init__(self, model: Model, settings: Settings) -> None:
         self.settings = settings
-        self.child: subprocess.Popen[bytes] | None = None
+        self.child: Child | None = None
         self.note: str | None = None
         """Why nothing was started; None also where nothing was asked for."""
         wanted = settings.witness_seconds > 0.0 or settings.replay is not None
         if not wanted or model.runnable is None:
             return
+        seconds = settings.witness_seconds or 60.0
         request: dict[str, Any] = {
             "path": str(model.runnable.absolute()),
-            "size": sum(file.size for file in model.files),
             "norm": settings.norm,
             "seed": settings.seed,
-            "seconds": settings.witness_seconds or 60.0,
+            "seconds": seconds,
             "box": settings.input_range,
             "sizes": settings.input_size or () if model.format == "onnx" else (),  # others are written with them
         }
         if settings.replay is not None:
             request |= stored_pair(settings.replay)
-        self._start(json.dumps(request).encode())
-
-    def _start(self, request: bytes) -> None:
-        # isolated: a folder that holds a model must not bring modules of its own
-        command = [sys.executable, "-I", "-c", _BOOT, json.dumps([p for p in sys.path if p])]
-        pipe, none = subprocess.PIPE, subprocess.DEVNULL
+        size = sum(file.size for file in model.files)
         try:
-            self.child = subprocess.Popen(
-                command, stdin=pipe, stdout=pipe, stderr=none, start_new_session=True
-            )
-            assert self.child.stdin is not None
-            self.child.stdin.write(request)
-            self.child.stdin.close()
-            self.child.stdin = None
-        except OSError as error:
-            self.note = f"no process could be started to run the model ({error.strerror})"
+            self.child = Child("snaudit.seeking", request, Limits(_MEMORY + 16 * size, 2.0 * seconds + 5.0))
+        except ChildFailed as error:
+            self.note = f"the model was not run: {error}"
 
     def __enter__(self) -> Seeker:
         return self
@@ -75,8 +62,7 @@ class Seeker:
     def close(self) -> None:
         """End the child, if it still runs."""
         if self.child is not None:
-            self.child.kill()
-            self.child.communicate()
+            self.child.close()
             self.child = None
 
     def witness(self) -> Witness | None:
@@ -85,25 +71,19 @@ class Seeker:
             return _none(self.settings, self.note)
         if self.child is None:
             return None
-        seconds = self.settings.witness_seconds or 60.0
         try:
-            out, _ = self.child.communicate(timeout=2.0 * seconds + _GRACE)
-        except subprocess.TimeoutExpired:
-            return _none(self.settings, "the search did not end in time")
-        code, self.child = self.child.returncode, None
-        return _read(self.settings, out, code)
+            found, raw = self.child.answer(2.0 * (self.settings.witness_seconds or 60.0) + _GRACE)
+        except ChildFailed as error:
+            late = "the search did not end in time"
+            return _none(self.settings, late if error.late else f"the model was run, and {error}")
+        return _read(self.settings, found, raw)
 
 
 def _none(settings: Settings, note: str) -> Witness:
     return Witness(settings.norm, note=note)
 
 
-def _read(settings: Settings, out: bytes, code: int) -> Witness:
-    head, _, raw = out.partition(b"\n")
-    if code or not head:
-        how = f"signal {-code}" if code < 0 else f"status {code}"
-        return _none(settings, f"the process that ran the model ended with {how}")
-    found = json.loads(head)
+def _read(settings: Settings, found: dict[str, Any], raw: bytes) -> Witness:
     if "note" in found:
         return _none(settings, found["note"])
     shapes = [tuple(shape) for shape in found["shapes"]]

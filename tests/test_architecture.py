@@ -135,7 +135,7 @@ def test_code_that_makes_no_module(
 def test_without_the_exporter_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(Failure, match="pip install"):
-        exporting.answer({})
+        exporting.carried_out({})
 
 
 def test_weights_that_fit_are_loaded_under_either_prefix() -> None:

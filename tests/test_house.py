@@ -20,7 +20,7 @@ LEVELS = (
     ("cli", "commands"),
     ("api", "training"),
     ("pipeline", "constraints", "balancing"),
-    ("witness", "search", "architecture", "exporting"),
+    ("witness", "seeking", "architecture", "exporting"),
     ("capping",),
     ("rewriting",),
     ("budget",),
@@ -37,7 +37,7 @@ LEVELS = (
      "packing", "ascent", "precision", "running", "kernels", "enclosed", "slopes", "ranges", "curves"),
     ("folded", "model", "linear", "rounding", "names", "numerals", "sizes", "factories"),
     ("bound", "box"),
-    ("errors", "interrupts", "threads", "version", "domains", "attributes"),
+    ("children", "errors", "interrupts", "threads", "version", "domains", "attributes"),
 )
 HEAVY = {"torch", "onnx", "onnx_ir", "onnxruntime", "numpy", "ml_dtypes"}
 NEVER = (("report", "model"), ("rules", "sigma"), ("sigma", "model"))

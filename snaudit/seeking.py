@@ -1,16 +1,11 @@
 """The search for a witness, in a process of its own: a model's graph is run here, under limits.
 
-Reads a request (JSON) on stdin, writes one line of JSON and the raw points to the descriptor that
-was stdout. Whatever fails is an answer, too: {"note": why there is none}.
+`witness` starts it and reads its answer. Whatever fails is an answer, too: {"note": why there is none}.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
 import math
-import os
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +21,6 @@ from snaudit.stated import ends_of
 
 EVALUATIONS = 6000
 _CONFIRMED = 4
-_MEMORY = 6 << 30
 
 
 class NoWitness(Exception):
@@ -261,32 +255,3 @@ def answer(request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
     points = np.stack([found.pop("x"), found.pop("y")]).astype(np.float64)
     sizes = {"names": net.names, "shapes": net.shapes, "how": net.how}
     return found | sizes | {"seconds": time.process_time() - started}, points.tobytes()
-
-
-def _limit(seconds: float, size: int) -> None:
-    """No more memory and time for this process than the job can need."""
-    with contextlib.suppress(ImportError, ValueError, OSError):
-        import resource
-
-        for kind, amount in ((resource.RLIMIT_AS, _MEMORY + 16 * size), (resource.RLIMIT_CPU, int(seconds) + 5)):
-            _, hard = resource.getrlimit(kind)
-            limit = amount if hard == resource.RLIM_INFINITY else min(amount, hard)
-            resource.setrlimit(kind, (limit, hard))
-        resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
-
-
-def main() -> None:
-    """Answer the request on stdin."""
-    out = os.dup(1)
-    silence = os.open(os.devnull, os.O_WRONLY)
-    for stream in (1, 2):  # what a runtime prints is no answer
-        os.dup2(silence, stream)
-    request = json.loads(sys.stdin.buffer.read())
-    _limit(request["seconds"] * 2, request["size"])
-    found, points = answer(request)
-    with os.fdopen(out, "wb") as stream:
-        stream.write(json.dumps(found).encode() + b"\n" + points)
-
-
-if __name__ == "__main__":
-    main()

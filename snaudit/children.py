@@ -1,0 +1,131 @@
+"""A part of this package in a process of its own: there foreign graphs, and code that a user names, run.
+
+The parent starts a `Child` with the name of a module whose `answer(request)` returns (a dictionary, raw
+bytes), and waits for its answer; a crash, a bomb or a hang over there is a `ChildFailed` here, with the
+reason. The child starts isolated, so that a folder which holds a model brings no modules of its own, and
+puts itself under its limits before it imports anything else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+_BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from snaudit.children import serve; serve()"
+
+
+class ChildFailed(Exception):
+    """There is no answer; the message says why. `late`: it was given no more time."""
+
+    def __init__(self, reason: str, late: bool = False) -> None:
+        super().__init__(reason)
+        self.late = late
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The most that a child may take: bytes of address space, seconds of processor time. None: no limit."""
+
+    memory: int | None = None
+    seconds: float | None = None
+
+
+class Child:
+    """A process that works at `module.answer(request)`. `close()`, or the end of a with block, ends it."""
+
+    def __init__(
+        self, module: str, request: Mapping[str, Any], limits: Limits = Limits(), heard: bool = False
+    ) -> None:
+        """heard: what it prints is kept, and its last words stand in the reason if it fails."""
+        envelope = {"module": module, "request": request, "limits": asdict(limits)}
+        command = [sys.executable, "-I", "-c", _BOOT, json.dumps([p for p in sys.path if p])]
+        pipe = subprocess.PIPE
+        said = pipe if heard else subprocess.DEVNULL
+        try:
+            self.process = subprocess.Popen(
+                command, stdin=pipe, stdout=pipe, stderr=said, start_new_session=True
+            )
+        except OSError as error:
+            raise ChildFailed(f"no process could be started ({error.strerror})") from error
+        assert self.process.stdin is not None
+        try:
+            self.process.stdin.write(json.dumps(envelope).encode())
+            self.process.stdin.close()
+        except OSError:
+            pass  # it is gone already, which its status will tell
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            self.process.stdin = None
+
+    def __enter__(self) -> Child:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the process and what it started, if it still runs."""
+        if self.process.poll() is None:
+            if hasattr(os, "killpg"):
+                with contextlib.suppress(OSError):
+                    os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.kill()
+        for stream in (self.process.stdout, self.process.stderr):
+            if stream is not None:
+                stream.close()
+        self.process.wait()
+
+    def answer(self, seconds: float) -> tuple[dict[str, Any], bytes]:
+        """What it answers within so many seconds of wall-clock time. Raises ChildFailed."""
+        try:
+            out, said = self.process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired as error:
+            raise ChildFailed(f"it did not end within {seconds:g} s", late=True) from error
+        code = self.process.returncode
+        head, _, raw = out.partition(b"\n")
+        if code or not head:
+            how = f"signal {-code}" if code < 0 else f"status {code}"
+            raise ChildFailed(f"its process ended with {how}{_last_words(said)}")
+        return json.loads(head), raw
+
+
+def _last_words(said: bytes | None) -> str:
+    lines = [line.strip() for line in (said or b"").decode("utf-8", "replace").splitlines() if line.strip()]
+    return f"; its last words: {lines[-1]}" if lines else ""
+
+
+def serve() -> None:
+    """Answer the request on stdin: the child's side."""
+    out = os.dup(1)
+    os.dup2(2, 1)  # what is printed here is no answer
+    sys.stdout = sys.stderr  # in its order among what goes wrong
+    envelope = json.loads(sys.stdin.buffer.read())
+    _keep(Limits(**envelope["limits"]))
+    found, raw = importlib.import_module(envelope["module"]).answer(envelope["request"])
+    with os.fdopen(out, "wb") as stream:
+        stream.write(json.dumps(found).encode() + b"\n" + raw)
+    sys.stderr.flush()
+    os._exit(0)  # threads that foreign code left behind do not keep it
+
+
+def _keep(limits: Limits) -> None:
+    """Put this process under limits, where the system knows them."""
+    with contextlib.suppress(ImportError, ValueError, OSError):
+        import resource
+
+        asked = {resource.RLIMIT_AS: limits.memory, resource.RLIMIT_CPU: limits.seconds, resource.RLIMIT_CORE: 0}
+        for kind, amount in asked.items():
+            _, hard = resource.getrlimit(kind)
+            if amount is not None:
+                limit = int(amount) if hard == resource.RLIM_INFINITY else min(int(amount), hard)
+                resource.setrlimit(kind, (limit, hard))

@@ -12,6 +12,7 @@ import onnx_ir as ir
 from snaudit import cuts, sections
 from snaudit.bound import Bound
 from snaudit.linear import AnyMap, Dense
+from snaudit.pairs import Pair
 from snaudit.patterns import Shortcut
 from snaudit.sections import Effort
 
@@ -32,9 +33,14 @@ class Way:
     alone: Bound | None = None
 
 
-def measure(model: ir.Model, norm_of: Callable[[AnyMap], Bound]) -> tuple[Way, ...]:
-    """The l2 bounds of all sections of the graph, by method; no method that found none."""
-    found = tuple(cuts.find_sections(model))
+def measure(
+    model: ir.Model, norm_of: Callable[[AnyMap], Bound], pair: Pair, nodes: frozenset[ir.Node], fixed: frozenset[ir.Value]
+) -> tuple[Way, ...]:
+    """The l2 bounds of all sections of the graph, by method; no method that found none.
+
+    nodes: those that the pair's outputs depend on; fixed: values that are constants for the pair.
+    """
+    found = tuple(cuts.find_sections(model, pair.outputs, nodes, fixed))
     effort = Effort(lambda matrix: norm_of(Dense(np.ascontiguousarray(matrix))), _WORK / max(1, len(found)))
     shortcuts: dict[str, list[Shortcut]] = {method.name: [] for method in sections.METHODS}
     seconds = dict.fromkeys(shortcuts, 0.0)
@@ -47,7 +53,7 @@ def measure(model: ir.Model, norm_of: Callable[[AnyMap], Bound]) -> tuple[Way, .
             if bound.bounded:
                 name = f"{cut.source.name or '?'} to {cut.output.name or '?'}"
                 shortcuts[method.name].append(Shortcut(cut.output, cut.source, bound, name))
-    whole = [cut for cut in found if [cut.source] == _real(model) and [cut.output] == list(model.graph.outputs)]
+    whole = [cut for cut in found if [cut.source] == _varying(model, pair) and (cut.output,) == pair.outputs]
     return tuple(
         Way(name, tuple(given), seconds[name], given[0].bound if whole and len(found) == 1 else None)
         for name, given in shortcuts.items()
@@ -55,5 +61,7 @@ def measure(model: ir.Model, norm_of: Callable[[AnyMap], Bound]) -> tuple[Way, .
     )
 
 
-def _real(model: ir.Model) -> list[ir.Value]:
+def _varying(model: ir.Model, pair: Pair) -> list[ir.Value]:
+    if pair.only is not None:
+        return [pair.only]
     return [v for v in model.graph.inputs if v.dtype is None or v.dtype.is_floating_point()]

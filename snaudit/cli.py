@@ -75,6 +75,8 @@ def _inspect(
     witness_seconds: opt.WitnessSeconds = WITNESS_SECONDS,
     replay: opt.Replay = None,
     input_range: opt.InputRange = None,
+    of_output: opt.OfOutput = None,
+    from_input: opt.FromInput = None,
     spectrum: opt.Spectrum = False,
     layers: opt.Layers = None,
     every: opt.Every = False,
@@ -98,6 +100,8 @@ def _inspect(
             "witness_seconds": witness_seconds,
             "replay": replay,
             **_box(input_range),
+            "of_output": of_output,
+            "from_input": from_input,
         }
         return inspect(wish, settings, tuple(layers or ()))
 
@@ -195,6 +199,8 @@ def _check(
     witness_seconds: opt.WitnessSeconds = WITNESS_SECONDS,
     replay: opt.Replay = None,
     input_range: opt.InputRange = None,
+    of_output: opt.OfOutput = None,
+    from_input: opt.FromInput = None,
     every: opt.Every = False,
     sort: opt.Sort = opt.Order.sigma,
     format: opt.FormatChoice = opt.Format.table,
@@ -224,6 +230,8 @@ def _check(
             "witness_seconds": witness_seconds,
             "replay": replay,
             **_box(input_range),
+            "of_output": of_output,
+            "from_input": from_input,
         }
         return check(wish, settings, limits, accept.value, undecided == opt.Undecided.warn)
 

@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from snaudit.bound import UNBOUNDED
 from snaudit.findings import Gap
+from snaudit.pairs import Pair
 from snaudit.rules.interface import Value
 from snaudit.walk import Walk, reads_of, value_of, where_is
 
@@ -40,10 +41,15 @@ def reached_from(walk: Walk, outputs: Sequence[ir.Value]) -> dict[ir.Value, None
 
 
 def assumptions_of(
-    walk: Walk, order: list[ir.Node], reached: dict[ir.Value, None], stacked: Value
+    walk: Walk, order: list[ir.Node], reached: dict[ir.Value, None], stacked: Value, pair: Pair
 ) -> tuple[str, ...]:
     graph = walk.model.graph
     found = []
+    if pair.only is not None:
+        names = f": {', '.join(pair.others)}" if pair.others else ""
+        found.append(f"the input {pair.only.name} alone varies; all others are held fixed, at whatever value{names}")
+    if len(pair.outputs) < len(graph.outputs):
+        found.append(f"the output {', '.join(v.name or '?' for v in pair.outputs)} alone counts")
     real = [v.name or "?" for v in graph.inputs if v.name in stacked.sources]
     held = [v.name or "?" for v in graph.inputs if v in walk.integers]
     if len(real) > 1:
@@ -53,8 +59,8 @@ def assumptions_of(
     embeddings = [name for name in walk.embeddings if f"embedding {name}" in stacked.sources]
     if embeddings:
         found.append(f"the bound starts at the output of the embedding {', '.join(embeddings)}")
-    if len(graph.outputs) > 1:
-        found.append(f"the {len(graph.outputs)} outputs count together: one norm over all of them")
+    if len(pair.outputs) > 1:
+        found.append(f"the {len(pair.outputs)} outputs count together: one norm over all of them")
     for node in order:
         found += [
             s for o in node.outputs if o in reached for s in walk.values[o].assumes

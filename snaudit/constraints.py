@@ -146,6 +146,8 @@ def _checked(
     if how not in _HOWS or (normalize and how not in ("scale", "normalize")):
         raise UsageError(f"--how must be one of {', '.join(_HOWS)}, and --normalize is one of them")
     how = "normalize" if normalize else how
+    if settings.of_output is not None or settings.from_input is not None:
+        raise UsageError("constrain takes the network as a whole: leave out of_output and from_input")
     if how in ("clip", "soft") and settings.norm != "l2":
         raise UsageError(f"{how} moves singular values: it needs the l2 norm, not {settings.norm}")
     if how in ("clip", "soft") and measure == "folded":

@@ -9,7 +9,7 @@ a section ends, and what comes after starts a new one. `lipschitz.compose` multi
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -60,6 +60,7 @@ class _Trunk:
 class _Walk:
     model: ir.Model
     opset: int
+    fixed: frozenset[ir.Value] = frozenset()
     known: dict[ir.Value, tuple[_Trunk, Coefficients]] = field(default_factory=dict)
     ends: dict[ir.Value, None] = field(default_factory=dict)
     uses: dict[ir.Value, int] = field(default_factory=dict)
@@ -68,26 +69,35 @@ class _Walk:
     held: int = 0
 
 
-def find_sections(model: ir.Model) -> Iterator[Cut]:
-    """The longest sections of the main graph that hold two linear maps or more."""
+def find_sections(
+    model: ir.Model, outputs: Sequence[ir.Value] | None = None, nodes: Container[ir.Node] | None = None,
+    fixed: frozenset[ir.Value] = frozenset(),
+) -> Iterator[Cut]:  # fmt: skip
+    """The longest sections of the main graph that hold two linear maps or more.
+
+    outputs: what the bound is about, and `nodes` those that it depends on; None: all. fixed: values that are
+    constants of which nothing is known but their shape.
+    """
     opset = model.graph.opset_imports.get("", 0) or model.graph.opset_imports.get("ai.onnx", 0)
-    walk = _Walk(model, opset)
+    walk = _Walk(model, opset, fixed)
     own = {name for _, name, *_ in model.functions} if model.functions else set()
-    for node in model.graph:
+    alive = [node for node in model.graph if nodes is None or node in nodes]
+    outputs = model.graph.outputs if outputs is None else outputs
+    for node in alive:
         for value in node.inputs:
             if value is not None:
                 walk.uses[value] = walk.uses.get(value, 0) + 1
-    for output in model.graph.outputs:
+    for output in outputs:
         walk.uses[output] = walk.uses.get(output, 0) + 1
-    for node in model.graph:
-        if all(folding.is_constant(output) for output in node.outputs):
+    for node in alive:
+        if all(folding.is_constant(output) or output in fixed for output in node.outputs):
             continue
         data = [v for v in dict.fromkeys(node.inputs) if v is not None and not folding.is_constant(v)]
         found = None if node.op_type in own else _follow(walk, node, data)
         if found is None:
             walk.ends.update(dict.fromkeys(v for v in data if v in walk.known))
         _forget(walk, node)
-    walk.ends.update(dict.fromkeys(model.graph.outputs))
+    walk.ends.update(dict.fromkeys(outputs))
     for value in walk.ends:
         if value in walk.known:
             trunk, coefficients = walk.known[value]
@@ -121,29 +131,32 @@ def _hold(walk: _Walk, value: ir.Value, trunk: _Trunk, found: Coefficients) -> N
 
 def _follow(walk: _Walk, node: ir.Node, data: list[ir.Value]) -> _Trunk | None:
     """Put down what a node's outputs are; None where a section ends before it."""
-    held = [_of(walk, value) for value in data]
-    if not held or any(item is None for item in held) or len({id(trunk) for trunk, _ in held}) != 1:
+    found = {value: _of(walk, value) for value in data}
+    trunks = {id(item[0]): item[0] for item in found.values() if item is not None and item[0] is not None}
+    if any(item is None for item in found.values()) or len(trunks) != 1:
         return None
-    trunk = held[0][0]
+    (trunk,) = trunks.values()
+    if not all(_goes_with(trunk, value, item) for value, item in found.items()):
+        return None
     if walk.work > _MOST_WORK or walk.held > _MOST_HELD:
         return None
-    inputs = {i: walk.known[v][1] for i, v in enumerate(node.inputs) if v is not None and v in data}
+    inputs = {i: found[v][1] for i, v in enumerate(node.inputs) if v is not None and v in found}
     if is_default(node):
         results = linearized.apply(node, inputs, walk.opset)
         if any(result is not None for result in results):
             for output, result in zip(node.outputs, results, strict=True):
                 if result is not None:
                     _hold(walk, output, trunk, result)
-                    if result.depth > max(item.depth for _, item in held):
-                        walk.work += result.size * sum(_entries(item) for _, item in held)
+                    if result.depth > max(item.depth for item in inputs.values()):
+                        walk.work += result.size * sum(_entries(item) for item in inputs.values())
             return trunk
     before, ends = inputs[next(iter(inputs))], None
     if len(inputs) == 1:
         ends = _ends_of(node, *next(iter(inputs.items())))
     else:
-        for found in patterns.find(node, _fold, "l2", walk.opset):
-            if found.slopes is not None and found.source in walk.known and walk.known[found.source][0] is trunk:
-                before, ends = walk.known[found.source][1], found.slopes
+        for short in patterns.find(node, _fold, "l2", walk.opset):
+            if short.slopes is not None and short.source in walk.known and walk.known[short.source][0] is trunk:
+                before, ends = walk.known[short.source][1], short.slopes
     unit = None if ends is None else _unit(node, before, ends)
     if unit is None or trunk.neurons + unit.size > _MOST_NEURONS:
         return None
@@ -153,18 +166,30 @@ def _follow(walk: _Walk, node: ir.Node, data: list[ir.Value]) -> _Trunk | None:
     return trunk
 
 
-def _of(walk: _Walk, value: ir.Value) -> tuple[_Trunk, Coefficients] | None:
-    """What is known of a value; one of which nothing is known is a source, if its size is."""
+def _of(walk: _Walk, value: ir.Value) -> tuple[_Trunk | None, Coefficients] | None:
+    """What is known of a value; one of which nothing is known is a source, if its size is. One that is held
+    fixed depends on nothing, and goes with any trunk."""
     if value not in walk.known:
         shape = _shape(value)
         real = value.dtype is None or value.dtype.is_floating_point()
         if shape is None or not real or not 0 < math.prod(shape[0]) <= LARGEST:
             return None
         sizes, batched = shape
+        if value in walk.fixed:
+            return None, Coefficients(sizes, batched, {})
         size = math.prod(sizes)
         start = Coefficients(sizes, batched, {0: Enclosed(np.eye(size))})
         _hold(walk, value, _Trunk(value, size), start)
     return walk.known[value]
+
+
+def _goes_with(trunk: _Trunk, value: ir.Value, item: tuple[_Trunk | None, Coefficients]) -> bool:
+    """Whether a value's batch, where it has one, is the trunk's: another size would copy entries."""
+    if item[0] is trunk or not item[1].batched:
+        return True
+    first, own = (getattr(v.shape[0], "value", v.shape[0]) for v in (trunk.source, value))
+    named = isinstance(own, int) or (own or "").replace("_", "").isalnum()  # exporters write "?" for unlike ones
+    return named and own == first
 
 
 def _shape(value: ir.Value) -> tuple[tuple[int, ...], bool] | None:

@@ -145,6 +145,8 @@ class NetworkResult:
     witness: Witness | None = None
     """What the bound's lower end rests on; None where none was sought."""
     partials: tuple[PartialResult, ...] = ()
+    scope: str = ""
+    """The output, and the input, that the bound is about, in words; "": all outputs, all real inputs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +173,10 @@ class Settings:
     input_range: tuple[float, float] | tuple[str, ...] | None = None
     """The box of inputs that the network's bound is about: (low, high) for all, or specifications as
     `--input-range` takes them."""
+    of_output: str | None = None
+    """The one output that the network's bound is about; None: all, jointly."""
+    from_input: str | None = None
+    """The one real input that varies; all others are held fixed. None: all, jointly."""
     witness_seconds: float = 0.0
     """Processor time for a search for the network's lower end; 0: the model is not run."""
     replay: Path | None = None

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -15,12 +16,14 @@ from snaudit.bound import UNBOUNDED, Bound, Grade, Norm, at_most, chain, exactly
 from snaudit.broadcasting import dims
 from snaudit.conclusions import assumptions_of, contributions_of, final_of, reached_from
 from snaudit.findings import Gap
+from snaudit.pairs import Pair
 from snaudit.patterns import Shortcut
 from snaudit.quantized_nodes import picked_rows, source_of
 from snaudit.ranges import UNKNOWN, Range
 from snaudit.ranges_walk import note_ranges, step_of
 from snaudit.rules import quantized
 from snaudit.rules.interface import CONSTANT, Unbounded, Value, unmeasured
+from snaudit.shapes_walk import note_shapes
 from snaudit.walk import (
     MALFORMED,
     UNROUNDED,
@@ -62,6 +65,8 @@ class Composition:
     assumptions   what the bound is about (which inputs vary) and what it takes for granted
     contributions (name, factor) of each layer and op that scales the bound, in the graph's order
     partials      where there are gaps, the bounds between them
+    nodes         those that the outputs depend on
+    held          values that are constant because one input alone varies
     """
 
     bound: Bound
@@ -70,6 +75,8 @@ class Composition:
     assumptions: tuple[str, ...]
     contributions: tuple[tuple[str, float], ...]
     partials: tuple[Partial, ...] = ()
+    nodes: frozenset[ir.Node] = frozenset()
+    held: frozenset[ir.Value] = frozenset()
 
 
 def compose(
@@ -81,6 +88,7 @@ def compose(
     fold: Callable[[ir.Value], np.ndarray | None] = lambda value: None,
     stated: Mapping[str, Range] = {},
     measure: Callable[[np.ndarray], Bound] = unmeasured,
+    pair: Pair | None = None,
 ) -> Composition:
     """The network's bound by composition: Lip(f∘g) ≤ Lip f·Lip g at every node of the DAG.
 
@@ -90,25 +98,49 @@ def compose(
     fold       the array of a constant value, or None
     stated     for a graph input's name, the range within which the bound is to hold
     measure    encloses the norm of a matrix that a rule puts together (a gate's, a head's)
+    pair       the outputs, and the one input, that the bound is about; None: all
 
     A node without a rule, or whose rule refuses, leaves its outputs unbounded and becomes a Gap; the
     walk goes on, so all gaps are found. Only nodes that the outputs depend on count, and a node that
     a shortcut passes does not.
     """
-    walk = Walk(model, norm, operators, names, {}, fold, frozenset(model.graph.inputs), measure=measure)
+    pair = pair or Pair(tuple(model.graph.outputs))
+    inputs = frozenset(model.graph.inputs)
+    walk = Walk(model, norm, operators, names, {}, fold, inputs, measure=measure)
     for shortcut in shortcuts:
         walk.shortcuts.setdefault(shortcut.output, []).append(shortcut)
-    walk.ranges.update({v: stated[v.name] for v in model.graph.inputs if v.name in stated})
-    order = list(_order(walk, model.graph.outputs))
+    order = _walked(walk, pair, stated)
+    if pair.only is not None:
+        prior = {v: one for v, one in walk.ranges.items() if _in_main_graph(v, model.graph)}
+        walk = _again(walk, only=pair.only, prior=prior)
+        order = _walked(walk, pair, stated)
+    found = _conclude(walk, order, pair)
+    if quantized.SURROGATE in found.assumptions and found.bound.bounded:
+        found = replace(found, assumptions=(*found.assumptions, _rounding(walk, order, pair.outputs)))
+    return found if not found.gaps else replace(found, partials=tuple(_partials(walk, stated, pair.outputs)))
+
+
+def _walked(walk: Walk, pair: Pair, stated: Mapping[str, Range]) -> list[ir.Node]:
+    """The nodes that the pair's outputs depend on, in order, after a walk over them."""
+    walk.ranges.update({v: stated[v.name] for v in walk.model.graph.inputs if v.name in stated})
+    order = list(_order(walk, pair.outputs))
     for node in order:
         _visit(walk, node)
-    found = _conclude(walk, order)
-    if quantized.SURROGATE in found.assumptions and found.bound.bounded:
-        found = replace(found, assumptions=(*found.assumptions, _rounding(walk, order)))
-    return found if not found.gaps else replace(found, partials=tuple(_partials(walk, stated)))
+    return order
 
 
-def _rounding(walk: Walk, order: list[ir.Node]) -> str:
+def _in_main_graph(value: ir.Value, graph: ir.Graph) -> bool:
+    """Whether a value is made once: in a loop's body, each step makes it anew."""
+    return value.producer() is not None and value.producer().graph is graph
+
+
+def _again(walk: Walk, **changes: Any) -> Walk:
+    """The same walk before its first step, with these changes."""
+    return replace(walk, values={}, taken={}, gaps={}, integers=set(), embeddings=[], shaped_by_data=set(),
+                   codes=set(), ranges={}, held=set(), **changes)  # fmt: skip
+
+
+def _rounding(walk: Walk, order: list[ir.Node], outputs: Sequence[ir.Value]) -> str:
     """What rounding adds to the bound, in words: a second walk, on which lips are errors."""
     second = Walk(
         walk.model, walk.norm, walk.operators, walk.names, walk.shortcuts, walk.fold, walk.inputs,
@@ -116,9 +148,9 @@ def _rounding(walk: Walk, order: list[ir.Node]) -> str:
     )  # fmt: skip
     for node in order:
         _visit(second, node)
-    error = joint.stack([final_of(second, output) for output in walk.model.graph.outputs], walk.norm).lip.upper
+    error = joint.stack([final_of(second, output) for output in outputs], walk.norm).lip.upper
     if math.isinf(error):
-        reached = reached_from(second, walk.model.graph.outputs)
+        reached = reached_from(second, outputs)
         reasons = ["it exceeds the largest float64", *(second.gaps[v].reason for v in reached if v in second.gaps)]
         why = reasons[-1]  # the first on the way from the inputs
         return f"rounding adds to ‖f(x) − f(y)‖ ≤ L·‖x − y‖ an error that is not known: {why}"
@@ -127,16 +159,14 @@ def _rounding(walk: Walk, order: list[ir.Node]) -> str:
     return f"with rounding, ‖f(x) − f(y)‖ ≤ L·‖x − y‖ + δ with δ = {numerals.at_most(2 * error)}{sizes}"
 
 
-def _partials(walk: Walk, stated: Mapping[str, Range]) -> Iterator[Partial]:
+def _partials(walk: Walk, stated: Mapping[str, Range], outputs: Sequence[ir.Value]) -> Iterator[Partial]:
     """The bounds between cuts: a second walk in which what each gap makes is an input of its own.
 
     A stretch that starts at several places has one bound with respect to all of them jointly. Of a cut
     value nothing is known but that it is real: no range before a gap holds behind it.
     """
-    outputs = walk.model.graph.outputs
     cuts = {v: where_is(v.producer()) for v in walk.gaps if v.producer() is not None and v not in walk.taken}
-    again = replace(walk, starts=cuts, values={}, taken={}, gaps={}, integers=set(), embeddings=[],
-                    shaped_by_data=set(), codes=set(), ranges={})  # fmt: skip
+    again = _again(walk, starts=cuts)
     again.ranges.update({v: stated[v.name] for v in walk.model.graph.inputs if v.name in stated})
     nodes = list(dict.fromkeys(value.producer() for value in cuts))
     before = [v for node in nodes for v in reads_of(walk, node)]
@@ -176,6 +206,8 @@ def _visit(walk: Walk, node: ir.Node) -> None:
     known = [value_of(walk, value) for value in reads]
     if not (is_default(node) and node.op_type in SHAPE_ONLY) and any(v in walk.integers for v in reads):
         walk.integers.update(node.outputs)
+    if any(v in walk.held for v in reads) and all(value.is_constant for value in known):
+        walk.held.update(node.outputs)
     try:
         results = _judge(walk, node, reads, known)
         gap = None
@@ -201,7 +233,7 @@ def _visit(walk: Walk, node: ir.Node) -> None:
                 walk.gaps[output] = gap
     if quantized.makes_codes(node, any(v in walk.codes for v in reads)):
         walk.codes.update(node.outputs[:1] if node.op_type == "DynamicQuantizeLinear" else node.outputs)
-    _shapes_by_data(walk, node, reads, gap)
+    note_shapes(walk, node, reads, gap)
     note_ranges(walk, node, gap)
     if any(not v.is_constant for v in known):
         _shorten(walk, node)
@@ -297,28 +329,6 @@ def _shape_of(walk: Walk, node: ir.Node, value: Value) -> tuple[Value, ...]:
     return (Value(UNBOUNDED, value.sources, jumps=where_is(node)),)
 
 
-_SHAPED_BY_SHAPES = frozenset(
-    {"product", "needs-range", "recurrent", "unknown-shape", "bad-constant", "no-constant", "unmeasured-weight"}
-)
-"""Gaps of ops whose result's shape follows from shapes alone, whatever keeps them from a constant."""
-_SIZED_BY = {
-    "Resize": 1, "Upsample": 1, "Reshape": 1, "Expand": 1, "Tile": 1, "Pad": 1, "Slice": 1, "Split": 1, "TopK": 1,
-    "Compress": 1, "OneHot": 1, "CenterCropPad": 1, "Squeeze": 1, "Unsqueeze": 1, "ConstantOfShape": 0, "Range": 0,
-}  # fmt: skip
-"""From which input on the numbers of these ops' inputs decide the shape of their result."""
-
-
-def _shapes_by_data(walk: Walk, node: ir.Node, reads: Iterable[ir.Value], gap: Gap | None) -> None:
-    """Note which outputs' shapes may depend on the numbers in the network's input."""
-    known = all(o.shape is not None and all(isinstance(d, int) for d in o.shape) for o in node.outputs)
-    steps = any(walk.values[o].jumps for o in node.outputs)
-    slots = node.inputs[_SIZED_BY[node.op_type]:] if node.op_type in _SIZED_BY else ()
-    sized = any(v is not None and not value_of(walk, v).is_constant for v in slots)
-    opaque = sized or (gap is not None and gap.code not in _SHAPED_BY_SHAPES)
-    if not known and (steps or opaque or any(value in walk.shaped_by_data for value in reads)):
-        walk.shaped_by_data.update(node.outputs)
-
-
 def _unknown(node: ir.Node, op: str, domain: str) -> Unbounded:
     if not domain and op in ("Loop", "Scan"):
         return Unbounded(
@@ -337,9 +347,13 @@ def _constant(walk: Walk, node: ir.Node) -> tuple[Value, ...]:
         real = rows is not node or kind is None or kind.is_floating_point()
         if index in walk.integers and table not in walk.integers and real:
             name = where_is(node)
-            walk.embeddings.append(name)
             if walk.errors:
+                walk.embeddings.append(name)
                 return (UNROUNDED,)
+            if walk.only is not None:
+                walk.held.update(node.outputs)
+                return (CONSTANT,)
+            walk.embeddings.append(name)
             return (Value(exactly(1.0, "embedding"), frozenset({f"embedding {name}"})),)
     return (CONSTANT,) * len(node.outputs)
 
@@ -361,10 +375,10 @@ def _larger(values: Sequence[Value]) -> Value:
     return Value(larger((v.lip for v in values), "the larger branch"), sources, jumps)
 
 
-def _conclude(walk: Walk, order: list[ir.Node]) -> Composition:
+def _conclude(walk: Walk, order: list[ir.Node], pair: Pair) -> Composition:
     graph = walk.model.graph
-    finals = [final_of(walk, output) for output in graph.outputs]
-    reached = reached_from(walk, graph.outputs)
+    finals = [final_of(walk, output) for output in pair.outputs]
+    reached = reached_from(walk, pair.outputs)
     gaps = [walk.gaps[v] for v in reached if v.producer() is None and v in walk.gaps]
     for node in order:
         gaps += [
@@ -373,7 +387,7 @@ def _conclude(walk: Walk, order: list[ir.Node]) -> Composition:
     stacked = joint.stack(finals, walk.norm)
     bound = stacked.lip
     name = graph.name or "graph"
-    if all(value.is_constant for value in finals):
+    if all(value.is_constant for value in finals) and pair.only is None:
         reason = "no output depends on a real-valued input"
         gaps.append(Gap("no-real-input", name, "graph", reason, "audit the part after its integer inputs"))
         bound = UNBOUNDED
@@ -382,8 +396,10 @@ def _conclude(walk: Walk, order: list[ir.Node]) -> Composition:
         gaps.append(Gap("overflow", name, "graph", reason, "look at the layers with the largest norms"))
     return Composition(
         bound if bound.known else UNBOUNDED,
-        tuple((o.name or "?", f.lip) for o, f in zip(graph.outputs, finals, strict=True)),
+        tuple((o.name or "?", f.lip) for o, f in zip(pair.outputs, finals, strict=True)),
         tuple(dict.fromkeys(gaps)),
-        assumptions_of(walk, order, reached, stacked),
+        assumptions_of(walk, order, reached, stacked, pair),
         tuple(contributions_of(walk, order, reached)),
+        nodes=frozenset(order),
+        held=frozenset(v for v in walk.held if value_of(walk, v).is_constant),
     )

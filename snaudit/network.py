@@ -22,11 +22,13 @@ from snaudit.findings import (
 from snaudit.layers import Extraction, Layer
 from snaudit.measuring import Meter
 from snaudit.model import Model
+from snaudit.pairs import scope_of
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
     from snaudit import lipschitz
+    from snaudit.pairs import Pair
     from snaudit.patterns import Shortcut
 
 
@@ -95,12 +97,15 @@ class Composer:
     _operators: dict[ir.Value, tuple[str, Bound]] = field(init=False)
     _stretches: list[Shortcut] = field(init=False)
     _ranges: Any = field(init=False)
+    pair: Pair = field(init=False)
 
     def __post_init__(self) -> None:
         from snaudit import stated, stretches
+        from snaudit.pairs import pair_of
         from snaudit.patterns import Shortcut
 
         self._ranges = stated.ranges_of(self.model.graph, self.meter.settings.input_range)
+        self.pair = pair_of(self.model.graph.graph, self.meter.settings)
         self._operators = {
             output: (layer.name, self._norm_at(layer, index))
             for layer in self.layers
@@ -129,8 +134,9 @@ class Composer:
         every = [replace(s, bound=scaled(s.bound, by.get(s.name, 1.0))) for s in self._stretches]
         norm = self.meter.settings.norm
         return lipschitz.compose(
-            self.model.graph, norm, operators, names, (*every, *more), _folded, self._ranges, self.meter.norm_of_array
-        )
+            self.model.graph, norm, operators, names, (*every, *more), _folded, self._ranges, self.meter.norm_of_array,
+            self.pair,
+        )  # fmt: skip
 
 
 def _folded(value: ir.Value) -> np.ndarray | None:
@@ -151,7 +157,7 @@ def _composition_of(
     name = "composition over the graph"
     methods = [MethodResult(name, replace(found.bound, method=name), time.perf_counter() - started)]
     if meter.settings.norm == "l2" and found.bound.known:  # behind a gap no section makes the whole finite
-        ways = between_cuts.measure(model.graph, meter.norm_of)
+        ways = between_cuts.measure(model.graph, meter.norm_of, compose.pair, found.nodes, found.held)
         for way in ways:
             started = time.perf_counter()
             bound = replace(way.alone or compose(way.shortcuts).bound, method=way.name)
@@ -166,6 +172,7 @@ def _composition_of(
         (*_given(meter.settings), *found.assumptions),
         found.contributions,
         partials=tuple(PartialResult(part.start, part.end, part.bound) for part in found.partials),
+        scope=scope_of(meter.settings),
     )
     return network, found.gaps
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from snaudit import policy
+from snaudit import pairs, policy
 from snaudit.architecture import opened
 from snaudit.errors import EmptyModel, UsageError
 from snaudit.extraction import extract
@@ -45,14 +45,23 @@ def audit(
     Raises a ModelError when the file cannot be read or holds nothing to audit.
     """
     with opened(path, settings) as model:
-        if settings.input_range is not None and model.graph is None:
-            remedy = "name its code with --architecture, or export it to ONNX"
-            raise UsageError(f"--input-range needs a model with a graph: {remedy}")
+        _check(model, settings)
         extraction = extract(model)
         if not extraction.layers:
             raise EmptyModel(path, "no weight matrix to audit in it" + _what_there_is(extraction.left_out))
         with Seeker(model, settings) as seeker:  # runs while the layers are measured
             return _audited(path, model, extraction, settings, limits, progress, only, seeker)
+
+
+def _check(model: Model, settings: Settings) -> None:
+    """Refuse what asks for a graph that is not there, and an output or input that the graph does not have."""
+    given = {"--input-range": settings.input_range, "--of-output": settings.of_output, "--from-input": settings.from_input}
+    asked = [option for option, value in given.items() if value is not None]
+    if model.graph is not None:
+        pairs.pair_of(model.graph.graph, settings)
+    elif asked:
+        remedy = "name its code with --architecture, or export it to ONNX"
+        raise UsageError(f"{asked[0]} needs a model with a graph: {remedy}")
 
 
 def _audited(

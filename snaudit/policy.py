@@ -74,7 +74,8 @@ def decide(
     if limits.max_sigma is not None:
         findings += _layer_findings(layers, limits, limits.max_sigma, left_out)
     if limits.max_lipschitz is not None:
-        found = _against("max-lipschitz", "network", "Lipschitz bound", network.bound,
+        what = f"Lipschitz bound ({network.scope})" if network.scope else "Lipschitz bound"
+        found = _against("max-lipschitz", "network", what, network.bound,
                          limits.max_lipschitz, limits.required)  # fmt: skip
         findings += [found] if found else []
     if any(finding.severity == "error" for finding in findings):

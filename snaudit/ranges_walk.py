@@ -41,7 +41,11 @@ def note_ranges(walk: Walk, node: ir.Node, gap: Gap | None) -> None:
     """Note where the entries of a node's outputs lie; unknown where its op has no rule for that."""
     outputs = [output for output in node.outputs if output not in walk.starts]
     if walk.errors or all(walk.values[output].is_constant for output in outputs):
-        return  # read when asked for
+        for output in outputs:
+            walk.ranges.pop(output, None)  # read when asked for; in a body, it may have varied a step ago
+            if output in walk.held and output in walk.prior:
+                walk.ranges[output] = walk.prior[output]
+        return
     found: Sequence[Range] = ()
     try:
         if gap is None or gap.code not in _NO_FUNCTION:

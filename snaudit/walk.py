@@ -50,6 +50,12 @@ class Walk:
     """Integers that stand for varying real values."""
     measure: Callable[[np.ndarray], Bound] = unmeasured
     """The enclosed norm of a matrix that a rule has put together."""
+    only: ir.Value | None = None
+    """The one input that varies; all others, and the rows that they pick, are held fixed. None: all vary."""
+    held: set[ir.Value] = field(default_factory=set)
+    """Values computed from what is held fixed for `only`: constants that no one knows."""
+    prior: Mapping[ir.Value, Range] = field(default_factory=dict)
+    """Where entries lie when all inputs vary, of the main graph's values: so they do where some are held."""
     errors: bool = False
     """Whether lips are bounds of what rounding has added so far: real inputs have none, and share one source."""
 
@@ -132,4 +138,7 @@ def root_of(walk: Walk, value: ir.Value) -> Value:
         return CONSTANT
     if walk.errors:
         return UNROUNDED
+    if walk.only is not None and value is not walk.only:
+        walk.held.add(value)
+        return CONSTANT
     return Value(exactly(1.0, "input"), frozenset({name}))

@@ -37,6 +37,9 @@ class Seeker:
         if not wanted or model.runnable is None:
             return
         seconds = settings.witness_seconds or 60.0
+        if settings.of_output is not None or settings.from_input is not None:
+            self.note = "none is sought for one output or one input"
+            return
         request: dict[str, Any] = {
             "path": str(model.runnable.absolute()),
             "norm": settings.norm,

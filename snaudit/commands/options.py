@@ -137,6 +137,16 @@ InputRange = Annotated[
     option(MEASURING, "--input-range", metavar="RANGE", show_default=False,
            help="Box of inputs for the network's bound: LO,HI, name=LO,HI or FILE.npz; repeatable."),
 ]  # fmt: skip
+OfOutput = Annotated[
+    str | None,
+    option(MEASURING, "--of-output", metavar="NAME", show_default=False,
+           help="The network's bound of this output alone; default: all, jointly."),
+]  # fmt: skip
+FromInput = Annotated[
+    str | None,
+    option(MEASURING, "--from-input", metavar="NAME", show_default=False,
+           help="The network's bound with respect to this input alone, all others held fixed."),
+]  # fmt: skip
 Architecture = Annotated[
     str | None,
     option(MEASURING, "--architecture", metavar="MODULE:NAME", show_default=False,

@@ -109,6 +109,8 @@ def _settings(settings: Settings) -> dict[str, Any]:
         "seed": settings.seed,
         "input_range": None if settings.input_range is None else list(settings.input_range),
         "input_size": None if settings.input_size is None else list(settings.input_size),
+        "of_output": settings.of_output,
+        "from_input": settings.from_input,
         "key": settings.key,
         "architecture": settings.architecture,
         "architecture_args": settings.architecture_args,

@@ -73,7 +73,8 @@ def _summary(report: Report) -> str:
         largest = f"no finite σ for {unbounded} ({worst.name}{', …' if unbounded > 1 else ''})"
     bound = report.network.bound
     if bound.known:
-        return f"{matrices}, {largest}; network bound {upper_of(bound)} ({bound.grade.name})"
+        about = f", {report.network.scope}" if report.network.scope else ""
+        return f"{matrices}, {largest}; network bound {upper_of(bound)} ({bound.grade.name}){about}"
     why = f" ({_count(len(report.gaps), 'gap')})" if report.gaps else ""
     return f"{matrices}, {largest}; no finite network bound{why}"
 
@@ -287,18 +288,18 @@ def _some(names: Sequence[str], one: str) -> str:
 
 
 def _network(page: Page, report: Report, every: bool) -> None:
-    network, norm = report.network, report.settings.norm
-    bound = network.bound
+    network, bound = report.network, report.network.bound
+    about = ", ".join(part for part in (report.settings.norm, network.scope) if part)
     page.blank()
     if bound.known:
         grade = f"{bound.grade.name}: {GRADE_MEANS[bound.grade]}"
         said = "estimated at" if bound.grade is Grade.ESTIMATED else "at most"
         text = f"{said} {upper_of(bound)}, {grade} ({bound.method})"
-        page.paragraph(f"network bound ({norm}): {text}", "bold", 2)
+        page.paragraph(f"network bound ({about}): {text}", "bold", 2)
         for assumption in network.assumptions:
             page.paragraph(f"  assuming: {assumption}", "", 4)
     else:
-        page.paragraph(f"network bound ({norm}): no finite bound is known", "bold", 2)
+        page.paragraph(f"network bound ({about}): no finite bound is known", "bold", 2)
     _lower_end(page, network)
     for method in network.methods if len(network.methods) > 1 else ():
         text = f"{upper_of(method.bound)} ({method.bound.grade.name})"

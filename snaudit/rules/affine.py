@@ -25,13 +25,17 @@ def product(step: Step) -> Unbounded:
     return Unbounded(f"{step.node.op_type} {_PRODUCT}", _BOUND_ONE, "product")
 
 
+def _unmeasured(step: Step) -> Unbounded:
+    return Unbounded(
+        f"the weight of {step.node.op_type} was not measured",
+        "store the weight as a floating-point constant of the model",
+        "unmeasured-weight",
+    )
+
+
 def _operator(step: Step) -> Bound:
     if step.operator is None:
-        raise Unbounded(
-            f"the weight of {step.node.op_type} was not measured",
-            "store the weight as a floating-point constant of the model",
-            "unmeasured-weight",
-        )
+        raise _unmeasured(step)
     if not step.operator.bounded:
         reason = f"no finite bound of the weight's norm is known ({step.operator.method})"
         raise Unbounded(
@@ -80,12 +84,14 @@ def matmul(step: Step) -> tuple[Value, ...]:
     With a constant matrix the map is block diagonal with equal blocks. With a stack of matrices
     (E, k, n) each slice of the data meets one, so the norm is the largest slice's; where the data
     has fewer batch entries than the stack, it is first copied: √count (l2), count (l1), 1 (linf).
-    Two varying factors (attention): see `bilinear`.
+    Two varying factors (attention), and a constant of which only a range is known: see `bilinear`.
     """
     if len(step.varying) != 1:
         return bilinear(step)
     (index,) = step.varying
     constant = step.constant(1 - index)
+    if constant is None and step.operator is None and step.range(1 - index).known:
+        return bilinear(step)
     own = dims(step.node.inputs[index])
     stack = dims(step.node.inputs[1 - index]) if constant is None else constant.shape
     if stack is None:
@@ -109,12 +115,14 @@ def bilinear(step: Step) -> tuple[Value, ...]:
 
     l2 (Frobenius of what varies): ‖B_b‖₂ ≤ ‖B_b‖_F for the worst matrix of the batch, from its rows' or
     columns' norms. l1: the largest row sum of B's absolute values and column sum of A's; linf: the largest
-    column sum of B's and row sum of A's. Batch axes that are broadcast are copied first.
+    column sum of B's and row sum of A's. Batch axes that are broadcast are copied first. A factor that does not
+    vary has no part of its own.
     """
     first, second = step.range(0), step.range(1)
     sizes = _matrix_sizes(step)
-    if sizes is None or not (first.known and second.known):
-        raise product(step)
+    refusal = product(step) if len(step.varying) > 1 else _unmeasured(step)
+    if sizes is None:
+        raise refusal
     rows, inner, columns = sizes
     if step.norm == "l2":
         left = min(_times_root(along(first, -1, inner), rows), _times_root(along(first, -2, rows), inner))
@@ -123,18 +131,20 @@ def bilinear(step: Step) -> tuple[Value, ...]:
         left, right = summed(first, -2, rows), summed(second, -1, columns)
     else:
         left, right = summed(first, -1, inner), summed(second, -2, inner)
-    if not (math.isfinite(left) and math.isfinite(right)):
-        raise product(step)
+    gains = (right, left)
+    if not all(math.isfinite(gains[index]) for index in step.varying):
+        raise refusal
     batches = [dims(value) for value in step.node.inputs[:2]]
     parts = []
-    for index, gain in ((0, right), (1, left)):
+    for index in step.varying:
         own, other = batches[index], batches[1 - index]
         found = spread(own[:-2], [other[:-2]])
         if step.norm != "linf" and (found.count is None or found.meets):
             raise Unbounded("how its batches are broadcast is not known", "give them fixed sizes", "unknown-shape")
         copied = through(step.inputs[index], copies(found.count or 1, step.norm))
-        parts.append(through(copied, at_most(gain, "norm of the other factor")))
-    return (within(joint.add(parts, step.norm), first, second),)
+        parts.append(through(copied, at_most(gains[index], "norm of the other factor")))
+    used = (step.range(1 - index) for index in step.varying)
+    return (within(joint.add(parts, step.norm), *used),)
 
 
 def _matrix_sizes(step: Step) -> tuple[int | None, int | None, int | None] | None:

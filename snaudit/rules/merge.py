@@ -179,6 +179,8 @@ def divided(step: Step) -> tuple[Value, ...]:
             return (within(replace(value, assumes=copied.assumes), step.range(1)),)
         quotient = enclosing(0.0, times_up(curved, step.range(0).largest), step.range(0).rests)
         return _product(step, (inverse, quotient))
+    if step.constant(1) is None and math.isfinite(inverted(step.range(1)).largest):
+        return _by_a_range(step, 0, inverted(step.range(1)))
     divisor = _known(step, 1)
     if (divisor == 0).any():
         raise Unbounded("Div by a constant that holds a zero", "repair the constant", "bad-constant")

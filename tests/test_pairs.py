@@ -1,0 +1,280 @@
+"""The bound of one output with respect to one input, all other inputs held fixed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from graphs import composed, function_of, gain, jacobian, make_model, read
+from onnx import helper
+
+import snaudit
+from snaudit import cli
+from snaudit.bound import NORMS
+from snaudit.errors import UsageError
+from snaudit.policy import Limits
+
+INPUTS = {"x": 4, "z": 3, "u": 4}
+DIFFERENCES = 1e-5
+
+
+def node(op: str, inputs: str, output: str, **attributes: Any) -> onnx.NodeProto:
+    return helper.make_node(op, inputs.split(), output.split(), name=f"at {output}", **attributes)
+
+
+def network(seed: int, linear: bool) -> onnx.ModelProto:
+    """A random DAG from three inputs to two outputs: sums, concatenations, shared weights, and, if it is not
+    linear, activations, gates by functions of bounded range, and masks of one input on another."""
+    rng = np.random.default_rng(seed)
+    widths = dict(INPUTS)
+    weights: dict[str, np.ndarray] = {"zero": np.zeros(1)}
+    nodes: list[onnx.NodeProto] = []
+
+    def emit(op: str, args: str, columns: int, **attributes: Any) -> str:
+        nodes.append(node(op, args, f"t{len(nodes)}", **attributes))
+        widths[f"t{len(nodes) - 1}"] = columns
+        return f"t{len(nodes) - 1}"
+
+    def project(value: str) -> str:
+        weight = f"w{widths[value]}" if rng.random() < 0.5 else f"c{len(weights)}"
+        weights.setdefault(weight, rng.standard_normal((widths[value], 5)))
+        return emit("MatMul", f"{value} {weight}", 5)
+
+    def grow() -> None:
+        value, other = (str(v) for v in rng.choice(sorted(widths), 2))
+        kind = rng.integers(4 if linear else 8)
+        if kind == 0:
+            project(value)
+        elif kind == 1:
+            emit(str(rng.choice(["Add", "Sub"])), f"{project(value)} {project(other)}", 5)
+        elif kind == 2:
+            emit("Concat", f"{value} {other}", widths[value] + widths[other], axis=1)
+        elif kind == 3:
+            weights[f"s{len(nodes)}"] = rng.standard_normal(widths[value])
+            emit("Mul", f"{value} s{len(nodes)}", widths[value])
+        elif kind == 4:
+            emit(str(rng.choice(["Relu", "Tanh", "LeakyRelu", "Sin"])), value, widths[value])
+        elif kind == 5:
+            emit("Mul", f"{emit('Tanh', project(value), 5)} {emit('Sigmoid', project(other), 5)}", 5)
+        elif kind == 6:
+            held = str(rng.choice(["z", "u"]))
+            nodes.append(node("Greater", f"{project(held)} zero", f"mask{len(nodes)}"))
+            emit("Where", f"mask{len(nodes) - 1} {project(value)} {project(other)}", 5)
+        else:
+            positive = emit("Exp", emit("Tanh", project(str(rng.choice(["z", "u"]))), 5), 5)
+            emit("Div", f"{emit('Tanh', project(value), 5)} {positive}", 5)
+
+    for _ in range(8):
+        grow()
+    values = list(widths)
+    ends = {"p": values[-1], "q": values[len(values) // 2]}
+    for name, value in ends.items():
+        together = emit("Add", f"{project(value)} {project('x')}", 5)
+        nodes.append(node("Identity", together, name))
+    return make_model(nodes, {name: [1, n] for name, n in INPUTS.items()}, weights, ["p", "q"])
+
+
+def block(model: onnx.ModelProto, output: str, name: str, at: np.ndarray, step: float) -> np.ndarray:
+    """The Jacobian of one output in one input, at a point of all inputs."""
+    whole = jacobian(function_of(model)[0], at, step)
+    starts = dict(zip(INPUTS, np.cumsum([0, *INPUTS.values()]), strict=False))
+    rows = {"p": slice(0, 5), "q": slice(5, 10)}[output]
+    return whole[rows, starts[name] : starts[name] + INPUTS[name]]
+
+
+def bound(path: Path, output: str | None, name: str | None, **settings: Any) -> float:
+    return snaudit.audit(path, of_output=output, from_input=name, **settings).network.bound.upper
+
+
+@pytest.fixture
+def saved(tmp_path: Path):
+    def save(model: onnx.ModelProto) -> Path:
+        onnx.save(model, tmp_path / "model.onnx")
+        return tmp_path / "model.onnx"
+
+    return save
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_linear_pair_has_the_norm_of_its_block(seed: int, saved) -> None:
+    model = network(seed, linear=True)
+    path = saved(model)
+    for output in ("p", "q"):
+        for name in INPUTS:
+            truth = block(model, output, name, np.zeros(11), 0.5)
+            assert gain(truth, "l2") <= bound(path, output, name) <= gain(truth, "l2") * (1 + 1e-6) + 1e-12
+            for norm in ("l1", "linf"):
+                assert gain(truth, norm) <= bound(path, output, name, norm=norm) * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_pair_is_never_below_its_sampled_jacobians(seed: int, saved) -> None:
+    model = network(100 + seed, linear=False)
+    path, rng = saved(model), np.random.default_rng(seed)
+    points = [rng.standard_normal(11) * scale for scale in (0.1, 1.0, 3.0)]
+    wholes, found = {norm: bound(path, None, None, norm=norm) for norm in NORMS}, []
+    for output in ("p", "q"):
+        for name in INPUTS:
+            blocks = [block(model, output, name, at, 1e-6) for at in points]
+            for norm in NORMS:
+                one = bound(path, output, name, norm=norm)
+                assert max(gain(b, norm) for b in blocks) <= one * (1 + DIFFERENCES) + 1e-7
+                assert one <= wholes[norm] * (1 + 1e-9)
+                found.append(one)
+    assert min(found) < np.inf
+
+
+def test_a_mask_jumps_with_its_own_input_only(saved) -> None:
+    rng = np.random.default_rng(3)
+    w, v = rng.standard_normal((2, 4, 4))
+    nodes = [
+        node("Greater", "z zero", "mask"),
+        node("MatMul", "x w", "a"), node("MatMul", "x v", "b"),
+        node("Where", "mask a b", "y"),
+    ]  # fmt: skip
+    path = saved(make_model(nodes, {"x": [1, 4], "z": [1, 4]}, {"w": w, "v": v, "zero": np.zeros(1)}))
+    assert bound(path, None, "z") == np.inf == bound(path, None, None)
+    rows = [gain(np.where((np.arange(16)[i] >> np.arange(4)) & 1, w, v), "l2") for i in range(16)]
+    assert max(rows) <= bound(path, None, "x") <= np.hypot(gain(w, "l2"), gain(v, "l2")) * (1 + 1e-9)
+
+
+def test_a_product_with_what_is_held_needs_its_range(saved) -> None:
+    weights = {"w": np.eye(3) * 2.0}
+    nodes = [node("MatMul", "x w", "a"), node("Mul", "a z", "y")]
+    path = saved(make_model(nodes, {"x": [1, 3], "z": [1, 3]}, weights))
+    report = snaudit.audit(path, from_input="x")
+    assert not report.network.bound.known and report.gaps[0].where == "at y"
+    ranged = snaudit.audit(path, from_input="x", input_range=("z=-1,7",)).network
+    assert 14.0 <= ranged.bound.upper <= 14.0 * (1 + 1e-9)
+    assert any("z lies in [-1, 7]" in sentence for sentence in ranged.assumptions)
+    assert bound(path, None, "z", input_range=("x=-1,1",)) == pytest.approx(2.0)
+
+
+def test_what_is_held_in_a_matrix_or_a_divisor_counts_by_its_range(saved) -> None:
+    """x·B(z)/d(z): B's rows and d's distance from zero follow from tanh and exp."""
+    rng = np.random.default_rng(5)
+    w = rng.standard_normal((4, 4))
+    nodes = [
+        node("MatMul", "z w", "zw"), node("Tanh", "zw", "B"), node("MatMul", "x B", "m"),
+        node("Exp", "B", "e"), node("ReduceMean", "e", "d", axes=[0], keepdims=1), node("Div", "m d", "y"),
+    ]  # fmt: skip
+    model = make_model(nodes, {"x": [2, 4], "z": [4, 4]}, {"w": w})
+    path, rng = saved(model), np.random.default_rng(6)
+    truth = 0.0
+    for scale in (0.1, 1.0, 10.0):
+        z = rng.standard_normal((4, 4)) * scale
+        function, n = function_of(model, {"z": z})
+        truth = max(truth, gain(jacobian(function, np.zeros(n), 0.5), "l2"))
+    assert truth <= bound(path, None, "x") <= 4.0 * np.e * (1 + 1e-9)
+
+
+def test_a_state_that_a_loop_shifts_out_leaves_no_range_behind() -> None:
+    """s₁ ← s₂ ← 100: at the last step the factor is a constant, not the sigmoid that it was."""
+    body = helper.make_graph(
+        [node("Identity", "a", "c"), node("Identity", "hundred", "next"), node("Mul", "c x", "out"),
+         node("Identity", "cond", "go")],
+        "body",
+        [helper.make_tensor_value_info("i", onnx.TensorProto.INT64, []),
+         helper.make_tensor_value_info("cond", onnx.TensorProto.BOOL, []),
+         helper.make_tensor_value_info("a", onnx.TensorProto.DOUBLE, [1, 3])],
+        [helper.make_tensor_value_info(n, onnx.TensorProto.DOUBLE, [1, 3]) for n in ("go", "next", "out")],
+    )  # fmt: skip
+    body.output[0].type.tensor_type.elem_type = onnx.TensorProto.BOOL
+    nodes = [node("Sigmoid", "x", "s"), node("Loop", "count true s", "last outs", body=body)]
+    weights = {"count": np.array(2), "true": np.array(True), "hundred": np.full((1, 3), 100.0)}
+    model = make_model(nodes, {"x": [1, 3]}, weights, ["outs"])
+    function, n = function_of(model)
+    truth = gain(jacobian(function, np.zeros(n), 1e-6), "l2")
+    assert truth > 99.0
+    assert composed(model, box={"x": (-1.0, 1.0)}).bound.upper >= truth * (1 - 1e-6)
+
+
+def test_a_held_batch_of_another_size_does_not_pass_for_one_entry(saved) -> None:
+    """x of one row plus z of M rows copies x M times: no section adds them row by row without a word."""
+    rng = np.random.default_rng(7)
+    weights = {"w": rng.standard_normal((3, 3)), "v": rng.standard_normal((3, 3))}
+    nodes = [node("MatMul", "x w", "a"), node("Add", "a z", "b"), node("MatMul", "b v", "y")]
+    path = saved(make_model(nodes, {"x": ["N", 3], "z": ["M", 3]}, weights))
+    said = snaudit.audit(path, from_input="x").network.assumptions
+    assert any("N and M" in sentence for sentence in said)
+    path = saved(make_model(nodes, {"x": ["N", 3], "z": ["N", 3]}, weights))
+    assert len(snaudit.audit(path, from_input="x").network.assumptions) == 1
+    truth = gain((weights["w"] @ weights["v"]).T, "l2")
+    assert truth <= bound(path, None, "x") <= truth * (1 + 1e-6)
+
+
+def test_an_embedding_is_held_beside_a_chosen_input(saved) -> None:
+    rng = np.random.default_rng(8)
+    weights = {"table": rng.uniform(-3, 3, (9, 4)), "w": rng.standard_normal((4, 4))}
+    nodes = [node("Gather", "table ids", "e"), node("MatMul", "x w", "a"), node("Mul", "a e", "y")]
+    path = saved(make_model(nodes, {"x": [1, 4], "ids": [1]}, weights, kinds={"ids": "int64"}))
+    truth = max(gain((weights["w"] * row).T, "l2") for row in weights["table"])
+    most = np.abs(weights["table"]).max() * gain(weights["w"].T, "l2")
+    assert truth <= bound(path, None, "x") <= most * (1 + 1e-9)
+    assert bound(path, None, None) == np.inf
+
+
+def test_an_output_that_does_not_depend_on_the_input_does_not_move(saved) -> None:
+    nodes = [node("MatMul", "x w", "p"), node("MatMul", "z w", "q")]
+    model = make_model(nodes, {"x": [1, 2], "z": [1, 2]}, {"w": np.eye(2)}, ["p", "q"])
+    path = saved(model)
+    assert bound(path, "p", "z") == 0.0 and bound(path, "p", "x") == 1.0
+    random = make_model([*nodes, node("RandomNormalLike", "z", "n"), node("Add", "p n", "r")],
+                        {"x": [1, 2], "z": [1, 2]}, {"w": np.eye(2)}, ["r"])  # fmt: skip
+    assert bound(saved(random), "r", "x") == np.inf
+    assert read(random)
+
+
+def test_a_gate_on_a_pair_says_what_it_is_about(saved, capsys) -> None:
+    nodes = [node("MatMul", "x w", "a"), node("MatMul", "z v", "b"), node("Add", "a b", "p"), node("Mul", "b b", "q")]
+    weights = {"w": np.eye(2), "v": 50.0 * np.eye(2)}
+    path = saved(make_model(nodes, {"x": [1, 2], "z": [1, 2]}, weights, ["p", "q"]))
+    one = snaudit.check(path, max_lipschitz=2.0, of_output="p", from_input="x")
+    assert one.verdict is snaudit.Verdict.PASS
+    assert one.network.assumptions[0] == (
+        "the input x alone varies; all others are held fixed, at whatever value: z"
+    )
+    assert [output.name for output in one.network.outputs] == ["p"]
+    other = snaudit.check(path, limits=Limits(max_lipschitz=2.0), of_output="p", from_input="z")
+    assert other.verdict is snaudit.Verdict.UNDECIDED
+    assert "(output p with respect to input z alone)" in other.findings[0].message
+    args = ["check", str(path), "--max-lipschitz", "2", "--of-output", "p", "--from-input", "x"]
+    assert cli.main(args) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "network bound (l2, output p with respect to input x alone): at most 1.0000, PROVED" in out
+    assert cli.main([*args[:-1], "z", "--format", "json", "--witness-seconds", "0"]) == 3
+    settings = json.loads(capsys.readouterr().out)["settings"]
+    assert settings["of_output"] == "p" and settings["from_input"] == "z"
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"of_output": "logits"}, "--of-output: no output 'logits'; there are p"),
+        ({"from_input": "w"}, "--from-input: 'w' is no input; there are x, z"),
+        ({"from_input": "ids"}, "--from-input: 'ids' is no real-valued input: it is held fixed; there are x, z"),
+    ],
+)
+def test_a_name_that_is_not_there_is_refused_with_those_that_are(asked: dict, said: str, saved) -> None:
+    nodes = [node("Gather", "w ids", "e"), node("Sum", "x z e", "p")]
+    inputs = {"x": [1, 2], "z": [1, 2], "ids": [1]}
+    path = saved(make_model(nodes, inputs, {"w": np.ones((3, 2))}, ["p"], kinds={"ids": "int64"}))
+    with pytest.raises(UsageError) as error:
+        snaudit.audit(path, **asked)
+    assert str(error.value) == said
+
+
+def test_a_pair_needs_a_graph() -> None:
+    path = Path(__file__).parent.parent / "sample_models" / "known.safetensors"
+    with pytest.raises(UsageError, match="--from-input needs a model with a graph"):
+        snaudit.audit(path, from_input="x")
+
+
+def test_constrain_takes_no_pair(saved) -> None:
+    path = saved(make_model([node("MatMul", "x w", "y")], {"x": [1, 2]}, {"w": np.eye(2)}))
+    with pytest.raises(UsageError, match="constrain takes the network as a whole"):
+        snaudit.constrain(path, max_lipschitz=0.5, settings=snaudit.Settings(from_input="x"))

@@ -291,8 +291,8 @@ def test_json_to_the_letter() -> None:
         },
         "settings": {
             "norm": "l2", "device": "cpu", "dtype": "float64", "method": "auto", "iterations": 20, "seed": 0,
-            "input_range": None, "input_size": None, "key": None,
-            "architecture": None, "architecture_args": None, "rtol": 1e-3, "spectrum": False,
+            "input_range": None, "input_size": None, "of_output": None, "from_input": None, "key": None,
+            "architecture": None, "architecture_args": None, "rtol": None, "spectrum": False,
             "witness_seconds": 0.0,
         },
         "layers": [{

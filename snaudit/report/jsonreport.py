@@ -114,7 +114,7 @@ def _settings(settings: Settings) -> dict[str, Any]:
         "key": settings.key,
         "architecture": settings.architecture,
         "architecture_args": settings.architecture_args,
-        "rtol": settings.width,
+        "rtol": settings.rtol,
         "spectrum": settings.spectrum,
         "witness_seconds": settings.witness_seconds,
     }

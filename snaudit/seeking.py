@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,8 @@ class Network:
     how: str
     box: tuple[np.ndarray, np.ndarray] | None = None
     """Ends for all entries, in which points stay."""
+    held: dict[str, np.ndarray] = field(default_factory=dict)
+    """Real inputs that are constants of the graph, and their values."""
 
     @property
     def size(self) -> int:
@@ -82,30 +85,34 @@ def joined(outputs: list[Any]) -> np.ndarray:
 
 
 def network(
-    path: Path, seed: int, asked: Asked | None, sizes: tuple[str, ...] = ()
+    path: Path, seed: int, asked: Asked | None, sizes: tuple[str, ...] = (), focus: Mapping[str, Any] = {}
 ) -> Network:
     """The graph in a file, its inputs of the sizes given as `--input-size` does. Raises NoWitness for what
-    cannot be run, or has no real input or output."""
+    cannot be run, or has no real input or output.
+
+    focus: the one output and the one input that count (of, only), and what the others are held at (held)."""
     import onnx
     from onnx.external_data_helper import load_external_data_for_model
 
+    from snaudit import fixing
     from snaudit.formats.onnx_sizes import bind_sizes
-    from snaudit.precision import Unfit, in_precision
 
     model = onnx.ModelProto.FromString(path.read_bytes())
     bind_sizes(model.graph, sizes)  # the runtime holds to fixed dimensions: no pair of another size
-    try:
-        load_external_data_for_model(model, str(path.parent))
-        low = in_precision(model, onnx.TensorProto.FLOAT)
-        high = in_precision(model, onnx.TensorProto.DOUBLE)
-    except Unfit as error:
-        raise NoWitness(str(error)) from error
+    load_external_data_for_model(model, str(path.parent))
+    if focus.get("of") is not None:
+        fixing.keep_output(model.graph, focus["of"])
+    session, high = _copies(model)
+    feed, held = _sample(session, seed), {}
+    if focus.get("only") is not None:
+        try:
+            held = focus.get("held") or fixing.held_at(model.graph, feed, focus["only"], asked)
+            fixing.fix(model.graph, held)
+        except fixing.Unfixed as error:
+            raise NoWitness(str(error)) from error
+        session, high = _copies(model)
+        feed = _sample(session, seed)
     narrow = {v.name: v.type.tensor_type.elem_type == onnx.TensorProto.FLOAT16 for v in model.graph.input}
-    try:
-        session = open_session(low.SerializeToString())
-    except Exception as error:
-        raise NoWitness(f"onnxruntime does not run the graph: {_short(error)}") from error
-    feed = _sample(session, seed)
     real = [name for name, array in feed.items() if array.dtype == np.float32]
     if not real or not sum(feed[name].size for name in real):
         raise NoWitness("the graph has no real-valued input")
@@ -113,7 +120,24 @@ def network(
     shapes = [feed[name].shape for name in real]
     evaluator, how = _precise(high, feed)
     box = ends_of(asked, real, shapes)
-    return Network(real, shapes, [narrow.get(n, False) for n in real], fixed, session, evaluator, how, box)
+    return Network(real, shapes, [narrow.get(n, False) for n in real], fixed, session, evaluator, how, box, held)
+
+
+def _copies(model: Any) -> tuple[Any, Any]:
+    """(a session of the graph in float32, the graph in float64). Raises NoWitness."""
+    import onnx
+
+    from snaudit.precision import Unfit, in_precision
+
+    try:
+        low = in_precision(model, onnx.TensorProto.FLOAT)
+        high = in_precision(model, onnx.TensorProto.DOUBLE)
+    except Unfit as error:
+        raise NoWitness(str(error)) from error
+    try:
+        return open_session(low.SerializeToString()), high
+    except Exception as error:
+        raise NoWitness(f"onnxruntime does not run the graph: {_short(error)}") from error
 
 
 def _sample(session: Any, seed: int) -> dict[str, np.ndarray]:
@@ -237,12 +261,26 @@ def _check_sizes(net: Network) -> None:
             raise NoWitness(f"the pair's {name} has the shape {shape}, which is not the input's size")
 
 
+def _focus(request: dict[str, Any]) -> dict[str, Any]:
+    """What `network` is to keep to; of a pair that is run again, what it held is held."""
+    focus = dict(request.get("focus") or {})
+    only = focus.get("only")
+    if only is not None and "x" in request:
+        others = {name: (request["x"][name], request["y"].get(name)) for name in request["x"] if name != only}
+        moved = [name for name, (x, y) in others.items() if x != y]
+        if moved:
+            raise NoWitness(f"the pair moves the input {moved[0]}, which is held fixed")
+        focus["held"] = {name: np.asarray(x, np.float64) for name, (x, _) in others.items()}
+    return focus
+
+
 def answer(request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
     """(what was found, the raw float64 points): never an exception, but for what kills the process."""
     started = time.process_time()
     try:
         asked = None if request.get("box") is None else tuple(request["box"])
-        net = network(Path(request["path"]), request["seed"], asked, tuple(request.get("sizes", ())))
+        focus = _focus(request)
+        net = network(Path(request["path"]), request["seed"], asked, tuple(request.get("sizes", ())), focus)
         replay = "x" in request
         deadline = started + request["seconds"]
         found = replayed(net, request) if replay else sought(net, request, deadline)
@@ -252,6 +290,8 @@ def answer(request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
         return {"note": "the graph needs more memory than its limit"}, b""
     except Exception as error:  # a graph may break its runtime in any way: then there is no witness
         return {"note": f"the graph could not be run ({type(error).__name__}: {_short(error)})"}, b""
-    points = np.stack([found.pop("x"), found.pop("y")]).astype(np.float64)
-    sizes = {"names": net.names, "shapes": net.shapes, "how": net.how}
+    still = [net.held[name].ravel() for name in net.held]
+    points = np.stack([np.concatenate([found.pop(end), *still]) for end in ("x", "y")]).astype(np.float64)
+    shapes = [*net.shapes, *(array.shape for array in net.held.values())]
+    sizes = {"names": [*net.names, *net.held], "shapes": shapes, "how": net.how}
     return found | sizes | {"seconds": time.process_time() - started}, points.tobytes()

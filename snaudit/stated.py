@@ -44,6 +44,8 @@ def ends_of(
     for name, given in box.parsed(asked):
         tensors = formats.read(Path(given), None).tensors if isinstance(given, str) else {}
         for each in names if name is None else (name,):
+            if each not in ends:
+                continue
             pair = given
             if isinstance(given, str):
                 if f"{each}.lo" not in tensors:

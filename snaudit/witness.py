@@ -37,15 +37,13 @@ class Seeker:
         if not wanted or model.runnable is None:
             return
         seconds = settings.witness_seconds or 60.0
-        if settings.of_output is not None or settings.from_input is not None:
-            self.note = "none is sought for one output or one input"
-            return
         request: dict[str, Any] = {
             "path": str(model.runnable.absolute()),
             "norm": settings.norm,
             "seed": settings.seed,
             "seconds": seconds,
             "box": settings.input_range,
+            "focus": {"of": settings.of_output, "only": settings.from_input},
             "sizes": settings.input_size or () if model.format == "onnx" else (),  # others are written with them
         }
         if settings.replay is not None:

@@ -20,7 +20,7 @@ LEVELS = (
     ("cli", "commands"),
     ("api", "training"),
     ("pipeline", "constraints", "balancing"),
-    ("witness", "seeking", "architecture", "exporting"),
+    ("witness", "seeking", "fixing", "architecture", "exporting"),
     ("capping",),
     ("rewriting",),
     ("budget",),

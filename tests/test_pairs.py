@@ -17,6 +17,7 @@ from snaudit import cli
 from snaudit.bound import NORMS
 from snaudit.errors import UsageError
 from snaudit.policy import Limits
+from snaudit.witness import stored
 
 INPUTS = {"x": 4, "z": 3, "u": 4}
 DIFFERENCES = 1e-5
@@ -272,6 +273,27 @@ def test_a_pair_needs_a_graph() -> None:
     path = Path(__file__).parent.parent / "sample_models" / "known.safetensors"
     with pytest.raises(UsageError, match="--from-input needs a model with a graph"):
         snaudit.audit(path, from_input="x")
+
+
+def test_the_witness_moves_the_input_and_measures_the_output(saved, tmp_path: Path) -> None:
+    """z stretches a hundred times more than x, and q ten times more than p."""
+    nodes = [node("MatMul", "x w", "a"), node("MatMul", "z v", "b"), node("Add", "a b", "p"), node("Mul", "p ten", "q")]
+    w = np.diag([3.0, 1.0])
+    weights = {"w": w, "v": 300.0 * np.eye(2), "ten": np.array(10.0)}
+    path = saved(make_model(nodes, {"x": [1, 2], "z": [1, 2]}, weights, ["p", "q"], dtype="float32"))
+    asked = {"of_output": "p", "from_input": "x", "input_range": ("z=5,6",)}
+    found = snaudit.audit(path, witness_seconds=2, **asked).network
+    assert 2.99 <= found.bound.lower <= 3.0 <= found.bound.upper <= 3.0 * (1 + 1e-9)
+    points = {point.name: [np.frombuffer(raw) for raw in (point.x, point.y)] for point in found.witness.points}
+    assert np.array_equal(*points["z"]) and ((points["z"][0] >= 5) & (points["z"][0] <= 6)).all()
+    assert not np.array_equal(*points["x"])
+    pair = tmp_path / "pair.npz"
+    pair.write_bytes(stored(found.witness))
+    again = snaudit.audit(path, replay=pair, **asked).network
+    assert again.bound.lower == found.bound.lower
+    moved = snaudit.audit(path, replay=pair, **(asked | {"from_input": "z", "input_range": None})).network
+    assert moved.bound.lower == 0.0 and "the pair moves the input x, which is held fixed" in moved.witness.note
+    assert snaudit.audit(path, witness_seconds=2, of_output="q", from_input="x").network.bound.lower > 29.0
 
 
 def test_constrain_takes_no_pair(saved) -> None:

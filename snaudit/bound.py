@@ -236,27 +236,5 @@ def _of_log(log: float, method: str, grade: Grade) -> Bound:
     return Bound(0.0, math.inf, grade, method, log)
 
 
-def meet(first: Bound, second: Bound) -> Bound:
-    """The intersection of two enclosures of one number.
-
-    The upper end and its grade come from the side with the lesser upper, unless that side is of a
-    lesser grade than the other: trust is not traded for tightness here. An infinite upper says
-    nothing and always gives way. Raises SoundnessError where two PROVED enclosures are disjoint,
-    and keeps the better graded one where the lesser is at fault.
-    """
-    better, other = (first, second) if first.grade >= second.grade else (second, first)
-    trusted = better.grade > other.grade and better.known
-    chosen = better if trusted or better.size <= other.size else other
-    lower = max(first.lower, second.lower)
-    if lower <= chosen.upper:
-        return replace(chosen, lower=lower)
-    if other.grade is Grade.PROVED:
-        raise SoundnessError(
-            f"{first.method} gives [{first.lower!r}, {first.upper!r}] and {second.method} "
-            f"[{second.lower!r}, {second.upper!r}] for one number"
-        )
-    return better
-
-
 def _least(bounds: tuple[Bound, ...]) -> Grade:
     return min((b.grade for b in bounds), default=Grade.PROVED)

@@ -141,12 +141,6 @@ class Convolution:
         """Number of spatial axes."""
         return self.kernel.ndim - 2
 
-    @property
-    def depthwise(self) -> bool:
-        """Whether each input channel is filtered by itself."""
-        inputs = self.kernel.shape[0] // self.groups if self.transposed else self.kernel.shape[1]
-        return self.groups > 1 and inputs == 1
-
     def matrix(self) -> Dense:
         """The kernel as a matrix in its stored order: the first axis by all others."""
         return Dense(self.kernel.reshape(self.kernel.shape[0], math.prod(self.kernel.shape[1:])))

@@ -88,13 +88,6 @@ def norm_enclosed(vector: np.ndarray) -> tuple[float, float]:
     return max(0.0, computed * (1.0 - slack) - TINY), computed * (1.0 + slack) + TINY
 
 
-def rayleigh_down(matrix: np.ndarray, vector: np.ndarray, magnitude: float) -> float:
-    """‖Av‖/‖v‖ from below: fl(Av) is within γ_n·|A||v| of Av, and ‖|A||v|‖ ≤ magnitude·‖v‖."""
-    below, _ = norm_enclosed(matrix @ vector)
-    _, above = norm_enclosed(vector)
-    return max(0.0, down(down(below / above) - SAFE * gamma(matrix.shape[1]) * magnitude))
-
-
 def cholesky_deficit(order: int, trace: float, is_complex: bool = False) -> float:
     """An ε with λmin(A) ≥ −ε, for a Hermitian A of that order and trace whose Cholesky completed.
 

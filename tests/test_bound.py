@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from snaudit import bound
-from snaudit.bound import UNBOUNDED, Bound, Grade, at_most, exactly, meet
-from snaudit.errors import SoundnessError
+from snaudit.bound import UNBOUNDED, Bound, Grade, exactly
 
 sizes = st.floats(0.0, 1e300, allow_nan=False) | st.integers(0, 1000).map(float)
 gains = st.floats(0.0, 1e100, allow_nan=False)
@@ -86,33 +85,6 @@ def test_combining_takes_the_least_grade_and_loses_no_infinity(a: Bound, b: Boun
         product, total, l2, linf, l1 = (exact(one.upper) for one in made)
         assert (product >= x * y, total >= x + y, l2**2 >= x**2 + y**2, linf, l1 >= x + y) == (
             True, True, True, max(x, y), True)  # fmt: skip
-
-
-@given(bounds(), bounds())
-def test_meet_is_an_enclosure_of_both_and_trades_no_trust(a: Bound, b: Bound) -> None:
-    proved = a.grade is b.grade is Grade.PROVED
-    if a.lower > b.upper or b.lower > a.upper:  # one of them is wrong
-        if proved:
-            with pytest.raises(SoundnessError):
-                meet(a, b)
-        else:
-            assert meet(a, b) in (a, b)
-            assert meet(a, b).grade is max(a.grade, b.grade)
-        return
-    met = meet(a, b)
-    finite = [one for one in (a, b) if one.bounded]
-    assert met.bounded == bool(finite)
-    assert met.lower == max(a.lower, b.lower) or met in (a, b)
-    if finite and met.lower <= min(a.upper, b.upper):
-        assert met.grade is max(one.grade for one in finite)
-    if proved:
-        assert (met.lower, met.upper) == (max(a.lower, b.lower), min(a.upper, b.upper))
-
-
-def test_nothing_known_gives_way_to_something_computed() -> None:
-    computed = Bound(1.0, 2.0, Grade.COMPUTED, "svd")
-    assert meet(UNBOUNDED, computed) == meet(computed, UNBOUNDED) == computed
-    assert meet(at_most(3.0, "proof"), computed) == Bound(1.0, 3.0, Grade.PROVED, "proof")
 
 
 @pytest.mark.parametrize("ends", [(-1.0, 1.0), (2.0, 1.0), (math.nan, 1.0), (0.0, math.nan), (math.inf, math.inf)])

@@ -378,7 +378,5 @@ def test_wrong_geometries_are_refused() -> None:
         conv.at((2,))
     with pytest.raises(ValueError, match="negative padding"):
         conv.at((5,), [(-1, 0)])
-    assert not conv.depthwise
-    assert Convolution(np.ones((4, 1, 3)), (1,), (1,), 4).depthwise
     assert isinstance(conv.matrix(), Dense)
     assert conv.matrix().shape == (4, 6)

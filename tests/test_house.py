@@ -147,3 +147,20 @@ def test_the_page_of_ops_is_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
     import make_ops
 
     assert (docs / "ops.md").read_text(encoding="utf-8") == make_ops.page(), "run python docs/make_ops.py"
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_a_function_fits_one_screen(path: Path) -> None:
+    """Its statements, that is: a signature with one option to a line and a docstring take their own room."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef):
+            first = node.body[min(1, len(node.body) - 1)] if ast.get_docstring(node) else node.body[0]
+            lines = (node.end_lineno or 0) - first.lineno + 1
+            assert lines <= 40, f"{name_of(path)}.{node.name} has {lines} lines"
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.glob("*/interface.py")), ids=name_of)
+def test_an_interface_knows_no_member(path: Path) -> None:
+    """What every member builds on names none of them; `formats.source` is what formats read through."""
+    own = {name for name in imports_of(path) if name.split(".")[0] == path.parent.name}
+    assert own <= {"formats.source"}, own

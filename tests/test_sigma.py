@@ -124,12 +124,6 @@ def test_what_rounding_makes_up_is_never_a_lower_end() -> None:
                 bound = sigma.measure(LowRank(left, right), "l2", Options(method=method))
                 assert bound.lower <= mpmath.norm(product)
                 assert mpmath.norm(product) <= bound.upper or bound.grade is Grade.ESTIMATED
-            v = np.random.default_rng(seed + 100).standard_normal(6)
-            rows = np.array(x * 2)[:, None] * np.ones(6)
-            rows -= np.outer(rows @ v, v) / (v @ v)  # nearly orthogonal to v
-            image = mpmath.matrix(rows.tolist()) * mpmath.matrix(v.tolist())
-            seen = rounding.rayleigh_down(rows, v, rounding.magnitude_up(rows))
-            assert seen <= mpmath.norm(image) / mpmath.norm(mpmath.matrix(v.tolist()))
 
 
 def test_a_stack_has_the_norm_of_its_largest_block() -> None:
@@ -271,18 +265,13 @@ def test_cholesky_loses_no_more_than_is_said(complex_: bool) -> None:
         assert apart <= rounding.cholesky_deficit(order, float(np.trace(a).real), complex_)
 
 
-def test_norms_and_rayleigh_quotients_are_outward() -> None:
+def test_norms_are_outward() -> None:
     with mpmath.workdps(50):
         for seed in range(20):
             x = np.random.default_rng(seed).standard_normal(50)
             low, high = rounding.norm_enclosed(x)
             truth = mpmath.sqrt(mpmath.fsum(mpmath.mpf(v) ** 2 for v in x))
             assert low <= truth <= high <= low * (1 + 1e-12)
-            matrix = x[:48].reshape(8, 6)
-            image = mpmath.matrix(matrix.tolist()) * mpmath.matrix(x[:6].tolist())
-            quotient = mpmath.norm(image) / mpmath.norm(mpmath.matrix(x[:6].tolist()))
-            seen = rounding.rayleigh_down(matrix, x[:6], rounding.magnitude_up(matrix))
-            assert seen <= quotient <= seen * (1 + 1e-12)
 
 
 def test_l1_and_linf_are_sums() -> None:

@@ -199,8 +199,7 @@ def _columns(
         _Cell(Column("op"), lambda run: run.worst.op, "dim"),
         _Cell(Column("shape"), lambda run: "×".join(map(str, run.worst.shape)), "dim"),
     ]
-    if wide:
-        cells.append(_Cell(Column("dtype"), lambda run: run.worst.dtype, "dim"))
+    cells += [_Cell(Column("dtype"), lambda run: run.worst.dtype, "dim")] if wide else []
     cells += [
         _Cell(Column("σ", right=True), lambda run: interval(run.worst.sigma), "bold"),
         _Cell(Column("power", right=True), power),

@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from snaudit import cuts, sections
 from snaudit.bound import Bound
+from snaudit.confined import Box
 from snaudit.linear import AnyMap, Dense
 from snaudit.pairs import Pair
 from snaudit.patterns import Shortcut
@@ -34,13 +35,15 @@ class Way:
 
 
 def measure(
-    model: ir.Model, norm_of: Callable[[AnyMap], Bound], pair: Pair, nodes: frozenset[ir.Node], fixed: frozenset[ir.Value]
-) -> tuple[Way, ...]:
+    model: ir.Model, norm_of: Callable[[AnyMap], Bound], pair: Pair, nodes: frozenset[ir.Node], fixed: frozenset[ir.Value],
+    box: Box | None = None,
+) -> tuple[Way, ...]:  # fmt: skip
     """The l2 bounds of all sections of the graph, by method; no method that found none.
 
-    nodes: those that the pair's outputs depend on; fixed: values that are constants for the pair.
+    nodes: those that the pair's outputs depend on; fixed: values that are constants for the pair. On a box, each
+    bound rests on what it uses of it, and `box.narrower` has what was found on the way.
     """
-    found = tuple(cuts.find_sections(model, pair.outputs, nodes, fixed))
+    found = tuple(cuts.find_sections(model, pair.outputs, nodes, fixed, box))
     effort = Effort(lambda matrix: norm_of(Dense(np.ascontiguousarray(matrix))), _WORK / max(1, len(found)))
     shortcuts: dict[str, list[Shortcut]] = {method.name: [] for method in sections.METHODS}
     seconds = dict.fromkeys(shortcuts, 0.0)
@@ -52,7 +55,7 @@ def measure(
             seconds[method.name] += time.perf_counter() - started
             if bound.bounded:
                 name = f"{cut.source.name or '?'} to {cut.output.name or '?'}"
-                shortcuts[method.name].append(Shortcut(cut.output, cut.source, bound, name))
+                shortcuts[method.name].append(Shortcut(cut.output, cut.source, bound, name, tuple(sorted(cut.rests))))
     whole = [cut for cut in found if [cut.source] == _varying(model, pair) and (cut.output,) == pair.outputs]
     return tuple(
         Way(name, tuple(given), seconds[name], given[0].bound if whole and len(found) == 1 else None)

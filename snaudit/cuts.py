@@ -18,8 +18,10 @@ import onnx_ir as ir
 
 from snaudit import folding, linearized, patterns, slopes
 from snaudit.attributes import attribute
+from snaudit.confined import Box, place_of, rest_of, slopes_at
+from snaudit.deviations import Deviations
 from snaudit.domains import is_default
-from snaudit.enclosed import Enclosed
+from snaudit.enclosed import Enclosed, scaled
 from snaudit.linearized import LARGEST, Coefficients
 from snaudit.sections.interface import Section, Unit
 
@@ -36,11 +38,12 @@ _Ends = tuple[float | np.ndarray, float | np.ndarray]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Cut:
-    """A section of the graph: `output` is a function of `source` alone."""
+    """A section of the graph: `output` is a function of `source` alone, on the box that `rests` names."""
 
     source: ir.Value
     output: ir.Value
     section: Section
+    rests: frozenset[str] = frozenset()
 
 
 @dataclass(slots=True, eq=False)
@@ -49,7 +52,9 @@ class _Trunk:
 
     source: ir.Value
     size: int
+    forms: Deviations | None = None
     units: list[Unit] = field(default_factory=list)
+    rests: frozenset[str] = frozenset()
 
     @property
     def neurons(self) -> int:
@@ -60,6 +65,7 @@ class _Trunk:
 class _Walk:
     model: ir.Model
     opset: int
+    box: Box
     fixed: frozenset[ir.Value] = frozenset()
     known: dict[ir.Value, tuple[_Trunk, Coefficients]] = field(default_factory=dict)
     ends: dict[ir.Value, None] = field(default_factory=dict)
@@ -71,15 +77,15 @@ class _Walk:
 
 def find_sections(
     model: ir.Model, outputs: Sequence[ir.Value] | None = None, nodes: Container[ir.Node] | None = None,
-    fixed: frozenset[ir.Value] = frozenset(),
+    fixed: frozenset[ir.Value] = frozenset(), box: Box | None = None,
 ) -> Iterator[Cut]:  # fmt: skip
     """The longest sections of the main graph that hold two linear maps or more.
 
     outputs: what the bound is about, and `nodes` those that it depends on; None: all. fixed: values that are
-    constants of which nothing is known but their shape.
+    constants of which nothing is known but their shape; then the box must have no centre, at which they are others.
     """
     opset = model.graph.opset_imports.get("", 0) or model.graph.opset_imports.get("ai.onnx", 0)
-    walk = _Walk(model, opset, fixed)
+    walk = _Walk(model, opset, box or Box(), fixed)
     own = {name for _, name, *_ in model.functions} if model.functions else set()
     alive = [node for node in model.graph if nodes is None or node in nodes]
     outputs = model.graph.outputs if outputs is None else outputs
@@ -103,7 +109,7 @@ def find_sections(
             trunk, coefficients = walk.known[value]
             section = _section(trunk, coefficients)
             if section is not None and value is not trunk.source:
-                yield Cut(trunk.source, value, section)
+                yield Cut(trunk.source, value, section, trunk.rests)
 
 
 def _forget(walk: _Walk, node: ir.Node) -> None:
@@ -150,20 +156,53 @@ def _follow(walk: _Walk, node: ir.Node, data: list[ir.Value]) -> _Trunk | None:
                     if result.depth > max(item.depth for item in inputs.values()):
                         walk.work += result.size * sum(_entries(item) for item in inputs.values())
             return trunk
-    before, ends = inputs[next(iter(inputs))], None
+    index, before = next(iter(inputs.items()))
+    ends, source, is_local = None, node.inputs[index], True
     if len(inputs) == 1:
-        ends = _ends_of(node, *next(iter(inputs.items())))
+        ends = _ends_of(node, index, before)
     else:
         for short in patterns.find(node, _fold, "l2", walk.opset):
             if short.slopes is not None and short.source in walk.known and walk.known[short.source][0] is trunk:
-                before, ends = walk.known[short.source][1], short.slopes
-    unit = None if ends is None else _unit(node, before, ends)
-    if unit is None or trunk.neurons + unit.size > _MOST_NEURONS:
+                before, ends, source, is_local = walk.known[short.source][1], short.slopes, short.source, False
+    if ends is None or not _keeps_shape(node, before):
         return None
-    trunk.units.append(unit)
-    blocks = {len(trunk.units): Enclosed(np.eye(unit.size))}
-    _hold(walk, node.outputs[0], trunk, Coefficients(before.shape, before.batched, blocks, before.depth))
+    result = _applied(walk, trunk, node, source, before, ends, is_local)
+    if result is None:
+        return None
+    _hold(walk, node.outputs[0], trunk, result)
     return trunk
+
+
+def _applied(
+    walk: _Walk, trunk: _Trunk, node: ir.Node, source: ir.Value, before: Coefficients, ends: _Ends, is_local: bool
+) -> Coefficients | None:
+    """What a node makes of `before` that applies a function with these slopes to each entry: a new unit, less the
+    entries that have one slope only where they lie."""
+    low, high = (np.broadcast_to(np.asarray(end, np.float64), before.shape).ravel() for end in ends)
+    if not (np.isfinite(low).all() and np.isfinite(high).all()):
+        return None
+    place, knee = place_of(walk.box, trunk.forms, source, before), None
+    if place is not None and is_local:
+        (least, most), knee = slopes_at(node, walk.opset, before, (low, high), place)
+        if (least > low).any() or (most < high).any():
+            trunk.rests |= place.rests
+        low, high = least, most
+    varies = low < high
+    count = int(varies.sum())
+    if trunk.neurons + count > _MOST_NEURONS:
+        return None
+    blocks: dict[int, Enclosed] = {}
+    if count < low.size and np.where(varies, 0.0, low).any():
+        blocks = {j: scaled(matrix, np.where(varies, 0.0, low)) for j, matrix in before.blocks.items()}
+    if count:
+        least = _NARROWEST * np.maximum(np.maximum(np.abs(low), np.abs(high)), _NARROWEST)
+        high = np.where(varies, np.maximum(high, low + least), high)
+        inside = {j: matrix[varies] for j, matrix in before.blocks.items()}
+        trunk.units.append(Unit(inside, low[varies], high[varies]))
+        blocks[len(trunk.units)] = Enclosed(np.eye(low.size)[:, varies])
+        if trunk.forms is not None:
+            trunk.forms.add(*rest_of(place, (low, high), knee, varies))
+    return Coefficients(before.shape, before.batched, dict(sorted(blocks.items())), before.depth)
 
 
 def _of(walk: _Walk, value: ir.Value) -> tuple[_Trunk | None, Coefficients] | None:
@@ -179,7 +218,7 @@ def _of(walk: _Walk, value: ir.Value) -> tuple[_Trunk | None, Coefficients] | No
             return None, Coefficients(sizes, batched, {})
         size = math.prod(sizes)
         start = Coefficients(sizes, batched, {0: Enclosed(np.eye(size))})
-        _hold(walk, value, _Trunk(value, size), start)
+        _hold(walk, value, _Trunk(value, size, walk.box.forms(value, sizes, batched)), start)
     return walk.known[value]
 
 
@@ -217,19 +256,13 @@ def _ends_of(node: ir.Node, index: int, before: Coefficients) -> _Ends | None:
         return None
 
 
-def _unit(node: ir.Node, before: Coefficients, ends: _Ends) -> Unit | None:
-    """The unit of a node that applies a function with these slopes to each entry of `before`."""
+def _keeps_shape(node: ir.Node, before: Coefficients) -> bool:
+    """Whether a node's one output has an entry for each of `before`."""
     shape = node.outputs[0].shape
     if shape is None or len(shape) != len(before.shape) or len(node.outputs) != 1:
-        return None
-    for told, n in list(zip(shape, before.shape, strict=True))[1 if before.batched else 0 :]:
-        if told != n:
-            return None
-    low, high = (np.broadcast_to(np.asarray(end, np.float64), before.shape).ravel() for end in ends)
-    if not (np.isfinite(low).all() and np.isfinite(high).all()):
-        return None
-    least = _NARROWEST * np.maximum(np.maximum(np.abs(low), np.abs(high)), _NARROWEST)
-    return Unit(before.blocks, low, np.maximum(high, low + least))
+        return False
+    pairs = list(zip(shape, before.shape, strict=True))[1 if before.batched else 0 :]
+    return all(told == n for told, n in pairs)
 
 
 def _interval(node: ir.Node, index: int, before: Coefficients) -> _Ends | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -67,6 +67,7 @@ class Composition:
     partials      where there are gaps, the bounds between them
     nodes         those that the outputs depend on
     held          values that are constant because one input alone varies
+    ranges        where the entries of each value lie, as far as the walk came to know
     """
 
     bound: Bound
@@ -77,6 +78,7 @@ class Composition:
     partials: tuple[Partial, ...] = ()
     nodes: frozenset[ir.Node] = frozenset()
     held: frozenset[ir.Value] = frozenset()
+    ranges: Mapping[ir.Value, Range] = field(default_factory=dict, repr=False)
 
 
 def compose(
@@ -89,6 +91,7 @@ def compose(
     stated: Mapping[str, Range] = {},
     measure: Callable[[np.ndarray], Bound] = unmeasured,
     pair: Pair | None = None,
+    narrower: Mapping[ir.Value, Range] = {},
 ) -> Composition:
     """The network's bound by composition: Lip(f∘g) ≤ Lip f·Lip g at every node of the DAG.
 
@@ -99,6 +102,7 @@ def compose(
     stated     for a graph input's name, the range within which the bound is to hold
     measure    encloses the norm of a matrix that a rule puts together (a gate's, a head's)
     pair       the outputs, and the one input, that the bound is about; None: all
+    narrower   ranges of values that hold on the stated box too, and may be narrower than the ops' rules'
 
     A node without a rule, or whose rule refuses, leaves its outputs unbounded and becomes a Gap; the
     walk goes on, so all gaps are found. Only nodes that the outputs depend on count, and a node that
@@ -106,7 +110,7 @@ def compose(
     """
     pair = pair or Pair(tuple(model.graph.outputs))
     inputs = frozenset(model.graph.inputs)
-    walk = Walk(model, norm, operators, names, {}, fold, inputs, measure=measure)
+    walk = Walk(model, norm, operators, names, {}, fold, inputs, measure=measure, narrower=narrower)
     for shortcut in shortcuts:
         walk.shortcuts.setdefault(shortcut.output, []).append(shortcut)
     order = _walked(walk, pair, stated)
@@ -166,7 +170,7 @@ def _partials(walk: Walk, stated: Mapping[str, Range], outputs: Sequence[ir.Valu
     value nothing is known but that it is real: no range before a gap holds behind it.
     """
     cuts = {v: where_is(v.producer()) for v in walk.gaps if v.producer() is not None and v not in walk.taken}
-    again = _again(walk, starts=cuts)
+    again = _again(walk, starts=cuts, narrower={})
     again.ranges.update({v: stated[v.name] for v in walk.model.graph.inputs if v.name in stated})
     nodes = list(dict.fromkeys(value.producer() for value in cuts))
     before = [v for node in nodes for v in reads_of(walk, node)]
@@ -402,4 +406,5 @@ def _conclude(walk: Walk, order: list[ir.Node], pair: Pair) -> Composition:
         tuple(contributions_of(walk, order, reached)),
         nodes=frozenset(order),
         held=frozenset(v for v in walk.held if value_of(walk, v).is_constant),
+        ranges=walk.ranges,
     )

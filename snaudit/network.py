@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,11 +24,12 @@ from snaudit.layers import Extraction, Layer
 from snaudit.measuring import Meter
 from snaudit.model import Model
 from snaudit.pairs import scope_of
+from snaudit.ranges import UNKNOWN, Range, middle_of
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from snaudit import lipschitz
+    from snaudit import confined, lipschitz
     from snaudit.pairs import Pair
     from snaudit.patterns import Shortcut
 
@@ -122,8 +124,25 @@ class Composer:
             return self.norms[layer.name]
         return self.meter.norm_at(layer, index)
 
+    def box(self, found: lipschitz.Composition) -> confined.Box:
+        """Where values lie: as a composition found it, and at the middle of the stated ranges (zero where none is).
+        Inputs that are held fixed may be at no such point: then there is none."""
+        from snaudit import confined, lipschitz
+
+        @cache
+        def at_centre() -> Mapping[ir.Value, Range]:
+            stated = {v.name: middle_of(self._ranges.get(v.name)) for v in self.model.graph.graph.inputs if v.name}
+            return lipschitz.compose(self.model.graph, "linf", {}, {}, (), _folded, stated).ranges
+
+        if self.pair.only is not None:
+            return confined.Box(lambda v: found.ranges.get(v, UNKNOWN))
+        return confined.Box(lambda v: found.ranges.get(v, UNKNOWN), lambda v: at_centre().get(v, UNKNOWN))
+
     def __call__(
-        self, more: Sequence[Shortcut] = (), factors: Mapping[str, float] | None = None
+        self,
+        more: Sequence[Shortcut] = (),
+        factors: Mapping[str, float] | None = None,
+        narrower: Mapping[ir.Value, Range] = {},
     ) -> lipschitz.Composition:
         """The composition; with `factors`, as if the layers of these names were scaled by them."""
         from snaudit import lipschitz
@@ -135,7 +154,7 @@ class Composer:
         norm = self.meter.settings.norm
         return lipschitz.compose(
             self.model.graph, norm, operators, names, (*every, *more), _folded, self._ranges, self.meter.norm_of_array,
-            self.pair,
+            self.pair, narrower,
         )  # fmt: skip
 
 
@@ -154,15 +173,18 @@ def _composition_of(
     started = time.perf_counter()
     compose = Composer(model, layers, {r.name: r.norm for r in results}, meter)
     found = compose(())
-    name = "composition over the graph"
-    methods = [MethodResult(name, replace(found.bound, method=name), time.perf_counter() - started)]
+    name, seconds = "composition over the graph", time.perf_counter() - started
+    methods = [MethodResult(name, replace(found.bound, method=name), seconds)]
     if meter.settings.norm == "l2" and found.bound.known:  # behind a gap no section makes the whole finite
-        ways = between_cuts.measure(model.graph, meter.norm_of, compose.pair, found.nodes, found.held)
+        box = compose.box(found)
+        ways = between_cuts.measure(model.graph, meter.norm_of, compose.pair, found.nodes, found.held, box)
+        if box.narrower:
+            methods = [MethodResult(name, replace(compose((), None, box.narrower).bound, method=name), seconds)]
         for way in ways:
             started = time.perf_counter()
-            bound = replace(way.alone or compose(way.shortcuts).bound, method=way.name)
+            bound = replace(way.alone or compose(way.shortcuts, None, box.narrower).bound, method=way.name)
             methods.append(MethodResult(way.name, bound, way.seconds + time.perf_counter() - started))
-        found = compose([shortcut for way in ways for shortcut in way.shortcuts])
+        found = compose([shortcut for way in ways for shortcut in way.shortcuts], None, box.narrower)
         name = _winner(methods, found.bound)
     bound = replace(found.bound, method=name)
     network = NetworkResult(

@@ -195,6 +195,23 @@ def joined(first: Range, second: Range) -> Range:
     return enclosing(low, high, first.rests | second.rests)
 
 
+def meet(first: Range, second: Range) -> Range:
+    """What both say of one value; the first alone where the second adds nothing."""
+    low, high = np.maximum(first.low, second.low), np.minimum(first.high, second.high)
+    if not ((low > first.low).any() or (high < first.high).any()):
+        return first
+    found = enclosing(low, high, first.rests | second.rests, first.rows, first.sums)
+    return found if found.bounded or not first.bounded else first
+
+
+def middle_of(one: Range | None) -> Range:
+    """One point of a range, entry by entry: its middle, or zero where it has none."""
+    if one is None or not one.bounded:
+        return enclosing(0.0, 0.0)
+    middle = np.clip(0.5 * one.low + 0.5 * one.high, one.low, one.high)
+    return enclosing(middle, middle)
+
+
 def flat(one: Range) -> Range:
     """One interval for all entries: what survives any change of shape."""
     return enclosing(one.low.min(), one.high.max(), one.rests)

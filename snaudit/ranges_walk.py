@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from snaudit import images
 from snaudit.findings import Gap
-from snaudit.ranges import UNKNOWN, Range, flat, joined
+from snaudit.ranges import UNKNOWN, Range, flat, joined, meet
 from snaudit.rules.interface import Step
 from snaudit.walk import (
     MALFORMED,
@@ -56,6 +56,7 @@ def note_ranges(walk: Walk, node: ir.Node, gap: Gap | None) -> None:
     for index, output in enumerate(node.outputs):
         if output in outputs:
             one = found[index] if index < len(found) else UNKNOWN
+            one = meet(one, walk.narrower[output]) if output in walk.narrower else one
             starts = walk.values[output].sources == {f"embedding {where_is(node)}"} and one.known
             walk.ranges[output] = replace(one, rests=one.rests | {table}) if starts else one
 

@@ -38,6 +38,8 @@ class Walk:
     """Values that are taken as inputs of their own, whatever makes them, and what to call them."""
     ranges: dict[ir.Value, Range] = field(default_factory=dict)
     """Where entries lie: of the inputs as the user states it, of other values as it follows."""
+    narrower: Mapping[ir.Value, Range] = field(default_factory=dict)
+    """What is known of that beyond what each op's rule says of its result."""
     values: dict[ir.Value, Value] = field(default_factory=dict)
     taken: dict[ir.Value, Shortcut] = field(default_factory=dict)
     gaps: dict[ir.Value, Gap] = field(default_factory=dict)

@@ -17,6 +17,7 @@ from onnx import helper
 import snaudit
 from snaudit import cuts, sections, sigma, slopes
 from snaudit.bound import Grade, at_most
+from snaudit.confined import Box
 from snaudit.enclosed import Enclosed, product, scaled, total
 from snaudit.linear import Dense
 from snaudit.rules.interface import Step
@@ -420,7 +421,7 @@ def test_a_linearized_op_is_what_onnxruntime_computes(case: tuple, batch: int | 
     model = make_model(nodes, {"x": [batch, *shape]}, weights | extra, ["z"], dtype="float32")
     for node_ in nodes[1:2]:
         node_.input[:] = ["x" if name == "m" else name for name in node_.input]
-    walk = cuts._Walk(read(model), 17)
+    walk = cuts._Walk(read(model), 17, Box())
     for step in walk.model.graph:
         data = [v for v in dict.fromkeys(step.inputs) if v is not None and v.const_value is None]
         assert cuts._follow(walk, step, data) is not None, step.op_type

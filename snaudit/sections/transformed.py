@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from snaudit.bound import UNBOUNDED, Bound, Grade, at_most, sum_up, times_up, up
@@ -22,13 +24,13 @@ def measure(section: Section, effort: Effort) -> Bound:
     """
     if _work(section) > 4 * effort.work:
         return UNBOUNDED
-    seen: list[Blocks] = []
+    seen: list[Blocks | None] = []
     reach: list[float] = []
     rest: list[float] = []
     grade = Grade.PROVED
     middles = [(0.5 * unit.low + 0.5 * unit.high) for unit in section.units]
     for row in section.rows:
-        through = _transfer(row, seen, middles)
+        through = transfer(row, seen, middles)
         terms = []
         for j, matrix in through.items():
             bound = _norm(matrix, effort)
@@ -46,7 +48,7 @@ def _rest(unit: Unit, middle: np.ndarray) -> float:
     return up(float(np.maximum(unit.high - middle, middle - unit.low).max(initial=0.0)))
 
 
-def _transfer(row: Blocks, seen: list[Blocks], middles: list[np.ndarray]) -> dict[int, Enclosed]:
+def transfer(row: Blocks, seen: Sequence[Blocks | None], middles: list[np.ndarray]) -> dict[int, Enclosed]:
     """The blocks of a row with every w_j replaced by a_j z_j + r_j: block j now acts on r_j."""
     found: dict[int, Enclosed] = {}
     for j, matrix in row.items():

@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from snaudit.errors import SoundnessError
@@ -95,7 +95,8 @@ class Bound:
     """An enclosure lower ≤ gain ≤ upper, with the grade of its upper end and the method behind it.
 
     huge: where upper is ∞ only because the number exceeds the largest float, log₁₀ of it, rounded up;
-    else ∞. Raises ValueError for an interval that encloses nothing (negative, NaN, lower > upper).
+    else ∞. rests: for reading only, how log upper grows with the log of each layer's norm that it is made
+    of (its elasticity), by the layer's name. Raises ValueError for an interval that encloses nothing (negative, NaN, lower > upper).
     """
 
     lower: float
@@ -103,6 +104,7 @@ class Bound:
     grade: Grade
     method: str
     huge: float = math.inf
+    rests: tuple[tuple[str, float], ...] = field(default=(), compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.lower <= self.upper or math.isinf(self.lower):
@@ -158,9 +160,10 @@ UNBOUNDED = Bound(0.0, math.inf, Grade.PROVED, "unbounded")
 def chain(first: Bound, then: Bound, method: str = "product") -> Bound:
     """The bound of then∘first: uppers multiply (Lip(f∘g) ≤ Lip f · Lip g); nothing was seen."""
     upper, grade = times_up(first.upper, then.upper), min(first.grade, then.grade)
+    rests = _together([(1.0, first), (1.0, then)])
     if math.isinf(upper) and first.known and then.known:
-        return _of_log(up(first.log10_upper + then.log10_upper), method, grade)
-    return at_most(upper, method, grade)
+        return _of_log(up(first.log10_upper + then.log10_upper), method, grade, rests)
+    return Bound(0.0, upper, grade, method, rests=rests)
 
 
 def scaled(bound: Bound, factor: float) -> Bound:
@@ -181,28 +184,52 @@ def scaled(bound: Bound, factor: float) -> Bound:
 def total(bounds: Iterable[Bound], method: str = "sum of branches") -> Bound:
     """The bound of f₁+…+f_k: uppers add, by the triangle inequality, in any norm."""
     terms = tuple(bounds)
-    upper = sum_up(b.upper for b in terms)
+    upper, rests = sum_up(b.upper for b in terms), _shared(terms, 1.0)
     if math.isinf(upper):
-        return _of_log(_log_sum(terms, 1.0), method, _least(terms))
-    return at_most(upper, method, _least(terms))
+        return _of_log(_log_sum(terms, 1.0), method, _least(terms), rests)
+    return Bound(0.0, upper, _least(terms), method, rests=rests)
 
 
 def stacked(bounds: Iterable[Bound], norm: Norm, method: str = "concatenation") -> Bound:
     """The bound of x ↦ (f₁(x), …, f_k(x)): √ΣL² in l2, ΣL in l1, max L in linf."""
-    terms = tuple(bounds)
-    uppers = [b.upper for b in terms]
+    terms, power = tuple(bounds), {"l2": 2.0, "l1": 1.0, "linf": math.inf}[norm]
+    uppers, rests = [b.upper for b in terms], _shared(terms, power)
     if norm == "l2":
         upper = root_sum_squares_up(uppers)
     else:
         upper = sum_up(uppers) if norm == "l1" else max(uppers, default=0.0)
     if math.isinf(upper):
-        return _of_log(_log_sum(terms, {"l2": 2.0, "l1": 1.0, "linf": math.inf}[norm]), method, _least(terms))
-    return at_most(upper, method, _least(terms))
+        return _of_log(_log_sum(terms, power), method, _least(terms), rests)
+    return Bound(0.0, upper, _least(terms), method, rests=rests)
 
 
 def larger(bounds: Iterable[Bound], method: str) -> Bound:
     """The bound of whichever of the functions it is: the largest upper end, the least grade."""
     return stacked(bounds, "linf", method)
+
+
+_Rests = tuple[tuple[str, float], ...]
+
+
+def _together(parts: Iterable[tuple[float, Bound]]) -> _Rests:
+    """What the bounds rest on, each with its weight."""
+    found: dict[str, float] = {}
+    for weight, bound in parts:
+        for name, part in bound.rests:
+            found[name] = found.get(name, 0.0) + weight * part
+    return tuple(found.items())
+
+
+def _shared(bounds: tuple[Bound, ...], power: float) -> _Rests:
+    """What the p-norm of uppers rests on: ∂ log‖u‖_p/∂ log uᵢ = (uᵢ/‖u‖_p)^p; of a maximum, its own."""
+    if not any(bound.rests for bound in bounds) or not all(bound.known for bound in bounds):
+        return ()
+    logs = [bound.log10_upper for bound in bounds]
+    largest = max(logs)
+    if math.isinf(power) or math.isinf(largest):
+        return bounds[logs.index(largest)].rests
+    shares = [10.0 ** (power * (log - largest)) for log in logs]
+    return _together((share / math.fsum(shares), bound) for share, bound in zip(shares, bounds, strict=True))
 
 
 _BEYOND = 308.25
@@ -227,13 +254,13 @@ def _log_sum(bounds: tuple[Bound, ...], power: float) -> float:
     return up(largest + _log_up(parts) / power) if len(logs) > 1 else largest
 
 
-def _of_log(log: float, method: str, grade: Grade) -> Bound:
+def _of_log(log: float, method: str, grade: Grade, rests: _Rests = ()) -> Bound:
     """The bound 10^log: a float where it is one."""
     if math.isinf(log):
         return at_most(math.inf, method, grade)
     if log < _BEYOND:
-        return at_most(10.0**log * (1.0 + 1e-12), method, grade)
-    return Bound(0.0, math.inf, grade, method, log)
+        return Bound(0.0, 10.0**log * (1.0 + 1e-12), grade, method, rests=rests)
+    return Bound(0.0, math.inf, grade, method, log, rests)
 
 
 def _least(bounds: tuple[Bound, ...]) -> Grade:

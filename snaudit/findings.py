@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -107,6 +108,41 @@ class PartialResult:
 
 
 @dataclass(frozen=True, slots=True)
+class SectionResult:
+    """A stretch between two cuts that was bounded as one: the least bound of all methods.
+
+    taken: whether the network's bound rests on it, rather than on the norms of its parts
+    """
+
+    start: str
+    end: str
+    bound: Bound
+    taken: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Lever:
+    """A layer, and what the bound would be if this layer's norm alone were 1.
+
+    elasticity: by how many percent the composition over the graph grows with one percent of the norm
+    bound: what it would be; log10_fall: log₁₀ of how many times less that is
+    whole: whether that is the network's bound; else the composition's, where sections have a lesser one
+    """
+
+    name: str
+    norm: float
+    elasticity: float
+    bound: Bound
+    log10_fall: float
+    whole: bool = True
+
+    @property
+    def is_passed_once(self) -> bool:
+        """Whether the composition is proportional to the norm: all ways pass the layer, each once."""
+        return abs(self.elasticity - 1.0) < 1e-9 and abs(self.log10_fall - math.log10(self.norm)) < 1e-9
+
+
+@dataclass(frozen=True, slots=True)
 class Point:
     """One input's part of the two points of a witness: float64 numbers, as bytes."""
 
@@ -145,6 +181,16 @@ class NetworkResult:
     witness: Witness | None = None
     """What the bound's lower end rests on; None where none was sought."""
     partials: tuple[PartialResult, ...] = ()
+    composition: Bound | None = None
+    """By the norms of the parts alone, without sections; None where there is no graph."""
+    factors: tuple[tuple[str, float], ...] = ()
+    """(name, factor) of each layer and op in the composition."""
+    besides: tuple[tuple[str, float], ...] = ()
+    """Those of them that are no layer's: norms, softmaxes, scales."""
+    sections: tuple[SectionResult, ...] = ()
+    levers: tuple[Lever, ...] = ()
+    notes: tuple[str, ...] = ()
+    """What kept the bound from being tighter."""
     scope: str = ""
     """The output, and the input, that the bound is about, in words; "": all outputs, all real inputs."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from snaudit import levers
 from snaudit.bound import UNBOUNDED, Bound, Grade, at_most, chain, exactly, scaled, up
 from snaudit.findings import (
     Gap,
     LayerResult,
+    Lever,
     MethodResult,
     NetworkResult,
     OutputResult,
@@ -58,7 +61,7 @@ def _chain_of(
     bound, factors = exactly(1.0), []
     for layer, result in zip(extraction.layers, results, strict=True):
         if layer.in_chain:
-            bound = chain(bound, result.norm)
+            bound = chain(bound, replace(result.norm, rests=((result.name, 1.0),)))
             factors.append((result.name, result.norm.upper))
     for name, gain in extraction.scales:
         if gain is not None:
@@ -72,10 +75,13 @@ def _chain_of(
         gaps = (Gap("no-chain", "the network", "chain", reason, remedy),)
     bound = replace(bound, lower=0.0, grade=Grade.ASSUMED, method="product of the layers' norms")
     method = MethodResult(bound.method, bound, time.perf_counter() - started)
+    norms = {name: factor for name, factor in factors if name in {result.name for result in results}}
+    best = levers.levers(bound, norms, lambda by: scaled(bound, math.prod(by.values()))) if bound.known else ()
     assumptions = (CHAIN, *extraction.broken_chain)
     if missed:
         assumptions += (f"matrices that could not be read are not in the product ({missed})",)
-    return NetworkResult(bound, (), (method,), assumptions, tuple(factors)), gaps
+    network = NetworkResult(bound, (), (method,), assumptions, tuple(factors), factors=tuple(factors), levers=best)
+    return network, gaps
 
 
 def _given(settings: Settings) -> Iterator[str]:
@@ -119,6 +125,11 @@ class Composer:
             if (whole := s.map()) is not None
         ]
 
+    @property
+    def names(self) -> dict[ir.Value, str]:
+        """The layer of each node's first output."""
+        return {output: name for output, (name, _) in self._operators.items()}
+
     def _norm_at(self, layer: Layer, index: int) -> Bound:
         if layer.gain == 1.0 and len(set(layer.places)) < 2:
             return self.norms[layer.name]
@@ -147,14 +158,16 @@ class Composer:
         """The composition; with `factors`, as if the layers of these names were scaled by them."""
         from snaudit import lipschitz
 
-        by = factors or {}
-        operators = {o: scaled(bound, by.get(name, 1.0)) for o, (name, bound) in self._operators.items()}
-        names = {o: name for o, (name, _) in self._operators.items()}
-        every = [replace(s, bound=scaled(s.bound, by.get(s.name, 1.0))) for s in self._stretches]
+        def told(name: str, bound: Bound) -> Bound:
+            changed = scaled(bound, (factors or {}).get(name, 1.0))
+            return replace(changed, rests=((name, 1.0),)) if factors is None else changed
+
+        operators = {o: told(name, bound) for o, (name, bound) in self._operators.items()}
+        every = [replace(s, bound=told(s.name, s.bound)) for s in self._stretches]
         norm = self.meter.settings.norm
         return lipschitz.compose(
-            self.model.graph, norm, operators, names, (*every, *more), _folded, self._ranges, self.meter.norm_of_array,
-            self.pair, narrower,
+            self.model.graph, norm, operators, self.names, (*every, *more), _folded, self._ranges,
+            self.meter.norm_of_array, self.pair, narrower,
         )  # fmt: skip
 
 
@@ -168,35 +181,60 @@ def _composition_of(
     model: Model, layers: tuple[Layer, ...], results: tuple[LayerResult, ...], meter: Meter
 ) -> tuple[NetworkResult, tuple[Gap, ...]]:
     """The bound by composition over the graph, each layer's measured norm at its nodes."""
-    from snaudit import between_cuts
+    from snaudit import between_cuts, origins
 
     started = time.perf_counter()
     compose = Composer(model, layers, {r.name: r.norm for r in results}, meter)
-    found = compose(())
+    plain = found = compose(())
     name, seconds = "composition over the graph", time.perf_counter() - started
-    methods = [MethodResult(name, replace(found.bound, method=name), seconds)]
+    ways, notes, narrower = (), (), {}
     if meter.settings.norm == "l2" and found.bound.known:  # behind a gap no section makes the whole finite
         box = compose.box(found)
         ways = between_cuts.measure(model.graph, meter.norm_of, compose.pair, found.nodes, found.held, box)
-        if box.narrower:
-            methods = [MethodResult(name, replace(compose((), None, box.narrower).bound, method=name), seconds)]
+        notes = origins.notes_of(ways, compose.names, found.nodes)
+        narrower = box.narrower
+        plain = compose((), None, narrower) if narrower else found
+    methods = [MethodResult(name, replace(plain.bound, method=name), seconds)]
+    if ways:
         for way in ways:
             started = time.perf_counter()
-            bound = replace(way.alone or compose(way.shortcuts, None, box.narrower).bound, method=way.name)
+            bound = replace(way.alone or compose(way.shortcuts, None, narrower).bound, method=way.name)
             methods.append(MethodResult(way.name, bound, way.seconds + time.perf_counter() - started))
-        found = compose([shortcut for way in ways for shortcut in way.shortcuts], None, box.narrower)
+        found = compose([shortcut for way in ways for shortcut in way.shortcuts], None, narrower)
         name = _winner(methods, found.bound)
-    bound = replace(found.bound, method=name)
     network = NetworkResult(
-        bound,
+        replace(found.bound, method=name),
         tuple(OutputResult(name, bound) for name, bound in found.outputs),
         tuple(methods),
         (*_given(meter.settings), *found.assumptions),
         found.contributions,
         partials=tuple(PartialResult(part.start, part.end, part.bound) for part in found.partials),
+        composition=plain.bound,
+        factors=plain.contributions,
+        sections=origins.sections_of(ways, {name for name, _ in found.contributions}),
+        besides=tuple(part for part in plain.contributions if part[0] not in compose.norms),
+        levers=_levers(compose, plain.bound, found.bound, narrower),
+        notes=notes,
         scope=scope_of(meter.settings),
     )
     return network, found.gaps
+
+
+def _levers(
+    compose: Composer, bound: Bound, least: Bound, narrower: Mapping[ir.Value, Range]
+) -> tuple[Lever, ...]:
+    """The composition's levers. One that every way passes once scales what sections say, too: their bounds are
+    homogeneous in such a layer."""
+    if not bound.known:
+        return ()
+    norms = {name: norm.upper for name, norm in compose.norms.items()}
+    found = levers.levers(bound, norms, lambda factors: compose((), factors, narrower).bound)
+    if bound.size == least.size:
+        return found
+    return tuple(
+        replace(lever, bound=scaled(least, up(1.0 / lever.norm))) if lever.is_passed_once else replace(lever, whole=False)
+        for lever in found
+    )
 
 
 def _winner(methods: list[MethodResult], least: Bound) -> str:

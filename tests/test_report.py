@@ -313,6 +313,10 @@ def test_json_to_the_letter() -> None:
             "outputs": [{"name": "y", "lower": 0.0, "upper": 12.5, "bounded": True, "grade": "computed",
                          "method": "product"}],
             "contributions": [{"name": "fc.weight", "factor": 2.0, "bounded": True}],
+            "composition": None,
+            "sections": [],
+            "levers": [],
+            "notes": [],
             "partials": [],
             "witness": {
                 "found": True, "ratio": 0.0625, "evaluations": 9, "seconds": 0.5, "method": "ascent",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from snaudit.report.interface import Renderer, View
@@ -15,7 +16,7 @@ from snaudit.version import VERSION
 
 if TYPE_CHECKING:
     from snaudit.bound import Bound
-    from snaudit.findings import Finding, LayerResult, ModelCard, NetworkResult, Report, Settings, Witness
+    from snaudit.findings import Finding, LayerResult, Lever, ModelCard, NetworkResult, Report, Settings, Witness
 
 SCHEMA = "snaudit.report/1"
 
@@ -158,14 +159,42 @@ def _network(network: NetworkResult, norm: str) -> dict[str, Any]:
         ],
         "assumptions": list(network.assumptions),
         "outputs": [{"name": output.name, **bound(output.bound)} for output in network.outputs],
-        "contributions": [
-            {"name": name, "factor": number(factor), "bounded": math.isfinite(factor)}
-            for name, factor in network.contributions
+        "contributions": _factors(network.contributions),
+        "composition": _composition(network),
+        "sections": [
+            {"from": part.start, "to": part.end, "taken": part.taken, **bound(part.bound)} for part in network.sections
         ],
+        "levers": [_lever(lever) for lever in network.levers],
+        "notes": list(network.notes),
         "partials": [
             {"from": list(part.start), "to": part.end, **bound(part.bound)} for part in network.partials
         ],
         "witness": _witness(network.witness),
+    }
+
+
+def _factors(factors: Iterable[tuple[str, float]]) -> list[dict[str, Any]]:
+    return [{"name": name, "factor": number(factor), "bounded": math.isfinite(factor)} for name, factor in factors]
+
+
+def _composition(network: NetworkResult) -> dict[str, Any] | None:
+    """The bound without sections, and its factors: each layer's and each op's."""
+    if network.composition is None:
+        return None
+    besides = {name for name, _ in network.besides}
+    factors = [one | {"layer": one["name"] not in besides} for one in _factors(network.factors)]
+    return bound(network.composition) | {"factors": factors}
+
+
+def _lever(lever: Lever) -> dict[str, Any]:
+    """What the bound would be with one layer at norm 1, and how many times less (also as a logarithm)."""
+    return {
+        "name": lever.name,
+        "norm": number(lever.norm),
+        "elasticity": lever.elasticity,
+        "of": "network" if lever.whole else "composition",
+        "log10_fall": lever.log10_fall,
+        **bound(lever.bound),
     }
 
 

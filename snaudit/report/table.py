@@ -34,7 +34,7 @@ def render(report: Report, view: View) -> str:
     page.blank()
     _coverage(page, report)
     _layer_notes(page, report.layers)
-    _network(page, report, every=view.rows == "all")
+    _network(page, report, every=view.rows == "all", brief=view.rows == "none")
     _gaps(page, report.gaps, every=view.rows == "all")
     _findings(page, report)
     page.blank()
@@ -129,7 +129,7 @@ def _layers(page: Page, runs: Sequence[Run], wrapper: str, shares: dict[str, flo
     page.table(columns, rows)
     shown = {column.title for column in columns}
     said = ["power: a power-iteration estimate, and how far it stays below σ"] if "power" in shown else []
-    said += ["share: of the bound's factors above 1, on a log scale"] if "share" in shown else []
+    said += ["share: of the factors above 1, on a log scale"] if "share" in shown else []
     if any(cell.startswith("≤") for row in rows for cell in row.cells):
         said.append(f"≤: the upper end, where the interval is wider than {digits} digits show")
     if said:
@@ -247,7 +247,7 @@ def _optional(value: float | None) -> str:
 def _shares(network: NetworkResult) -> dict[str, float]:
     """Each layer's part of the log of the bound; layers that shrink, and those of no factor, have none."""
     logs: dict[str, float] = defaultdict(float)
-    for name, factor in network.contributions:
+    for name, factor in network.factors or network.contributions:
         if factor > 1.0 and math.isfinite(factor):
             logs[name] += math.log(factor)
     whole = math.fsum(logs.values())
@@ -286,7 +286,7 @@ def _some(names: Sequence[str], one: str) -> str:
     return f"{_count(len(names), one)}: {', '.join(names[:_FEW])}{', …' if len(names) > _FEW else ''}"
 
 
-def _network(page: Page, report: Report, every: bool) -> None:
+def _network(page: Page, report: Report, every: bool, brief: bool) -> None:
     network, bound = report.network, report.network.bound
     about = ", ".join(part for part in (report.settings.norm, network.scope) if part)
     page.blank()
@@ -302,11 +302,57 @@ def _network(page: Page, report: Report, every: bool) -> None:
     _lower_end(page, network)
     for method in network.methods if len(network.methods) > 1 else ():
         text = f"{upper_of(method.bound)} ({method.bound.grade.name})"
-        page.paragraph(f"  by {method.name}: {text}, {method.seconds:.2f} s", "dim", 4)
+        page.paragraph(f"  by {method.name}: {text}{f', {method.seconds:.2f} s' if every else ''}", "dim", 4)
+    _sections(page, network, every)
     if len(network.outputs) > 1 or (network.outputs and not bound.known):
         for output in network.outputs:
             page.paragraph(f"  output {output.name}: {upper_of(output.bound)}", "", 4)
+    if not brief:
+        _besides(page, network, every)
+    if not brief or verdict_of(report)[0] != "PASS":
+        _levers(page, network)
+    for note in () if brief else network.notes:
+        page.paragraph(f"  note: {note}", "dim", 4)
     _partials(page, network.partials, every)
+
+
+def _sections(page: Page, network: NetworkResult, every: bool) -> None:
+    """The chain of cuts: what was bounded as one, where that is not all of the network."""
+    found = [section for section in network.sections if section.taken or every]
+    if len(found) == 1 and len(network.sections) == 1 and found[0].bound.upper == network.bound.upper:
+        return
+    shown = found if every else found[: 2 * _FEW]
+    for section in shown:
+        rest = "" if section.taken else ", more than its parts"
+        text = f"{upper_of(section.bound)} by {section.bound.method}{rest}"
+        page.paragraph(f"  as one, from {section.start} to {section.end}: {text}", "dim", 4)
+    if len(shown) < len(found):
+        page.paragraph(f"  and {len(found) - len(shown)} more bounded as one (--all)", "dim", 4)
+
+
+def _levers(page: Page, network: NetworkResult) -> None:
+    """What would lower the bound most; said of the composition, where sections have a lesser bound."""
+    for lever in network.levers:
+        what = "" if lever.whole else "the composition "
+        text = f"{what}{upper_of(lever.bound)}, {_times(lever.log10_fall)} times less"
+        page.paragraph(f"  with {lever.name} at norm 1, not {near(lever.norm, DIGITS)}: {text}", "dim", 4)
+
+
+def _besides(page: Page, network: NetworkResult, every: bool) -> None:
+    """The factors above 1 that are no layer's, with their share."""
+    shares = _shares(network)
+    found = [(name, factor) for name, factor in network.besides if factor > 1.0]
+    part = math.fsum({name: shares.get(name, 0.0) for name, _ in found}.values())
+    if part < 0.05 or not network.bound.known:
+        return
+    found.sort(key=lambda pair: -pair[1])
+    names = ", ".join(f"{name} {at_most(factor)}" for name, factor in (found if every else found[:_FEW]))
+    more = ", …" if not every and len(found) > _FEW else ""
+    page.paragraph(f"  besides the layers: {part:.0%} of the factors above 1, {names}{more}", "dim", 4)
+
+
+def _times(log10: float) -> str:
+    return f"{10.0**log10:.3g}" if log10 < 300.0 else f"10^{log10:.1f}"
 
 
 def _partials(page: Page, partials: Sequence[PartialResult], every: bool) -> None:

@@ -1,0 +1,190 @@
+"""Where the bound comes from: the layers that would lower it most, the sections, what stayed outside."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from graphs import gain, make_model
+from onnx import helper
+
+import snaudit
+from snaudit import cli
+from snaudit.bound import Bound, Grade, at_most, chain, stacked, total
+from snaudit.findings import Report
+from snaudit.levers import levers
+
+
+def node(op: str, inputs: str, output: str, **attributes: Any) -> onnx.NodeProto:
+    return helper.make_node(op, inputs.split(), output.split(), name=f"at {output}", **attributes)
+
+
+def saved(folder: Path, nodes: list, inputs: dict, weights: dict, outputs: tuple = ("y",)) -> Path:
+    path = folder / "model.onnx"
+    onnx.save(make_model(nodes, inputs, weights, outputs, dtype="float32"), path)
+    return path
+
+
+def of_norm(rng: np.random.Generator, shape: tuple[int, int], norm: float) -> np.ndarray:
+    weight = rng.standard_normal(shape)
+    return weight * (norm / gain(weight, "l2"))
+
+
+def by_hand(report: Report, path: Path, folder: Path, name: str) -> float:
+    """The composition's bound of the file with one weight divided by its norm: everything measured again."""
+    model = onnx.load(path)
+    (norm,) = (layer.norm.upper for layer in report.layers if layer.name == name)
+    for tensor in model.graph.initializer:
+        if tensor.name == name:
+            tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor) / np.float32(norm), name))
+    onnx.save(model, folder / "changed.onnx")
+    return snaudit.audit(folder / "changed.onnx").network.composition.upper
+
+
+def tangle(rng: np.random.Generator) -> tuple[list, dict]:
+    """A residual block, a weight that is used twice, one that stands alone on a branch, and a last layer."""
+    norms = {"first": 3.0, "branch": 6.0, "shared": 1.7, "last": 2.0, "small": 0.5}
+    weights = {name: of_norm(rng, (6, 6), norm) for name, norm in norms.items()}
+    nodes = [
+        node("MatMul", "x first", "a"), node("Sin", "a", "b"),
+        node("MatMul", "b branch", "c"), node("Sin", "c", "d"), node("Add", "b d", "e"),
+        node("MatMul", "e shared", "f"), node("Softmax", "f", "g", axis=-1), node("MatMul", "g shared", "h"),
+        node("Softmax", "h", "i", axis=-1), node("MatMul", "i last", "j"), node("MatMul", "j small", "y"),
+    ]  # fmt: skip
+    return nodes, weights
+
+
+def test_levers_are_what_composing_the_changed_file_gives(tmp_path: Path) -> None:
+    nodes, weights = tangle(np.random.default_rng(1))
+    path = saved(tmp_path, nodes, {"x": [1, 6]}, weights)
+    report = snaudit.audit(path)
+    network = report.network
+    falls = {name: network.composition.upper / by_hand(report, path, tmp_path, name) for name in weights}
+    best = sorted(falls, key=lambda name: -falls[name])[:3]
+    assert [lever.name for lever in network.levers] == best == ["branch", "first", "shared"]
+    for lever in network.levers:
+        assert 10.0**lever.log10_fall == pytest.approx(falls[lever.name], rel=1e-6)
+    assert [round(lever.elasticity, 6) for lever in network.levers] == [round(6 / 7, 6), 1.0, 2.0]
+
+
+def test_a_lever_that_all_ways_pass_lowers_what_sections_say(tmp_path: Path) -> None:
+    rng = np.random.default_rng(2)
+    weights = {name: of_norm(rng, (8, 8), norm) for name, norm in (("a", 3.0), ("b", 5.0), ("c", 0.9), ("d", 2.0))}
+    nodes = [
+        node("MatMul", "x a", "h1"), node("Relu", "h1", "h2"), node("MatMul", "h2 b", "h3"), node("Relu", "h3", "h4"),
+        node("MatMul", "h4 c", "h5"), node("Relu", "h5", "h6"), node("MatMul", "h6 d", "y"),
+    ]  # fmt: skip
+    path = saved(tmp_path, nodes, {"x": [1, 8]}, weights)
+    network = snaudit.audit(path).network
+    assert network.bound.upper < 0.9 * network.composition.upper
+    assert [(lever.name, lever.whole) for lever in network.levers] == [("b", True), ("a", True), ("d", True)]
+    assert network.levers[0].bound.upper == pytest.approx(network.bound.upper / 5.0, rel=1e-6)
+    (section,) = network.sections
+    assert (section.start, section.end, section.taken) == ("x", "y", True)
+    assert section.bound.method == network.bound.method and section.bound.upper == network.bound.upper
+    shares = [name for name, _ in network.factors]
+    assert shares == ["a", "b", "c", "d"] and [name for name, _ in network.contributions] == ["x to y"]
+
+
+def test_a_lever_beside_a_residual_is_said_of_the_composition(tmp_path: Path, capsys) -> None:
+    rng = np.random.default_rng(3)
+    nodes, value = [], "x"
+    weights = {f"w{i}": of_norm(rng, (8, 8), 2.0 + i) for i in range(4)}
+    for i in range(4):
+        nodes += [node("MatMul", f"{value} w{i}", f"m{i}"), node("Relu", f"m{i}", f"r{i}"), node("Add", f"{value} r{i}", f"v{i}")]
+        value = f"v{i}"
+    path = saved(tmp_path, nodes, {"x": [1, 8]}, weights, (value,))
+    network = snaudit.audit(path).network
+    assert network.bound.upper < network.composition.upper == pytest.approx(3.0 * 4.0 * 5.0 * 6.0, rel=1e-5)
+    lever = network.levers[0]
+    assert (lever.name, lever.whole) == ("w3", False) and lever.bound.upper == pytest.approx(120.0, rel=1e-5)
+    assert cli.main(["inspect", str(path), "--witness-seconds", "0"]) == 0
+    assert "with w3 at norm 1, not 5.0000: the composition 120.01, 3 times less" in capsys.readouterr().out
+    assert cli.main(["inspect", str(path), "--witness-seconds", "0", "--format", "json"]) == 0
+    found = json.loads(capsys.readouterr().out)["network"]
+    assert found["levers"][0]["of"] == "composition" and found["composition"]["upper"] == network.composition.upper
+
+
+def test_cuts_are_shown_with_the_section_between_them(tmp_path: Path, capsys) -> None:
+    rng = np.random.default_rng(4)
+    weights = {name: of_norm(rng, (8, 8), 2.0) for name in "abcd"}
+    nodes = [
+        node("MatMul", "x a", "h1"), node("Relu", "h1", "h2"), node("MatMul", "h2 b", "h3"),
+        node("Softmax", "h3", "cut", axis=-1),
+        node("MatMul", "cut c", "h5"), node("Relu", "h5", "h6"), node("MatMul", "h6 d", "y"),
+    ]  # fmt: skip
+    path = saved(tmp_path, nodes, {"x": [1, 8]}, weights)
+    network = snaudit.audit(path).network
+    assert [(s.start, s.end, s.taken) for s in network.sections] == [("x", "h3", True), ("cut", "y", True)]
+    product = math.prod(s.bound.upper for s in network.sections) * 0.5
+    assert network.bound.upper == pytest.approx(product, rel=1e-9)
+    assert cli.main(["inspect", str(path), "--witness-seconds", "0"]) == 0
+    out = capsys.readouterr().out
+    assert "  as one, from x to h3: " in out and "  as one, from cut to y: " in out
+
+
+def test_what_is_too_large_or_open_is_said(tmp_path: Path) -> None:
+    rng = np.random.default_rng(5)
+    weights = {"k1": rng.standard_normal((4, 3, 3, 3)), "k2": rng.standard_normal((4, 4, 3, 3))}
+    nodes = [node("Conv", "x k1", "a"), node("Relu", "a", "b"), node("Conv", "b k2", "c"), node("Softmax", "c", "y")]
+    open_ = snaudit.audit(saved(tmp_path, nodes, {"x": [1, 3, "H", "W"]}, weights)).network
+    assert len(open_.notes) == 1 and "open size" in open_.notes[0] and open_.notes[0].startswith("2 layers")
+    cut = [nodes[0], node("MaxPool", "a", "b", kernel_shape=[2, 2]), *nodes[2:]]
+    assert snaudit.audit(saved(tmp_path, cut, {"x": [1, 3, "H", "W"]}, weights)).network.notes == ()
+    small = snaudit.audit(saved(tmp_path, nodes, {"x": [1, 3, 9, 9]}, weights)).network
+    assert small.notes == () and len(small.sections) == 1
+
+
+def test_factors_that_are_no_layers_are_named(tmp_path: Path, capsys) -> None:
+    weights = {"w": 4.0 * np.eye(5), "g": np.ones(5)}
+    nodes = [node("MatMul", "x w", "a"), node("LayerNormalization", "a g", "y", epsilon=1e-4)]
+    path = saved(tmp_path, nodes, {"x": [1, 5]}, weights)
+    assert [name for name, _ in snaudit.audit(path).network.besides] == ["at y"]
+    assert cli.main(["inspect", str(path), "--witness-seconds", "0"]) == 0
+    part = math.log(100.0) / math.log(400.0)
+    assert f"besides the layers: {part:.0%} of the factors above 1, at y 100.0" in capsys.readouterr().out
+
+
+def test_a_chain_of_a_checkpoint_has_levers_too() -> None:
+    path = Path(__file__).parent.parent / "sample_models" / "pnet.pt"
+    network = snaudit.audit(path).network
+    assert [lever.name for lever in network.levers] == ["conv1.weight", "conv2.weight", "conv3.weight"]
+    for lever in network.levers:
+        assert lever.bound.upper * lever.norm == pytest.approx(network.bound.upper)
+
+
+@pytest.mark.parametrize("norm", ["l2", "l1", "linf"])
+@pytest.mark.parametrize("far", [1.0, 1e200])
+def test_elasticities_are_the_derivatives_of_the_logarithm(norm: Any, far: float) -> None:
+    """Against differences, below and beyond the largest float."""
+    at = {"a": 3.0, "b": 0.7, "c": 2.0}
+
+    def bound(**by: float) -> Bound:
+        a, b, c = (Bound(0.0, far * at[n] * by.get(n, 1.0), Grade.PROVED, "", rests=((n, 1.0),)) for n in "abc")
+        return chain(stacked([chain(a, b), total([c, at_most(far, "")])], norm), chain(a, c))
+
+    found = dict(bound().rests)
+    for name in at:
+        step = 1e-4
+        slope = (bound(**{name: 1 + step}).log10_upper - bound(**{name: 1 - step}).log10_upper) / (2 * step) * math.log(10)
+        assert found.get(name, 0.0) == pytest.approx(slope, abs=1e-5)
+
+
+def test_as_few_compositions_as_settle_it() -> None:
+    """Forty layers in a chain: the three largest need three, since no other can do better."""
+    bound, norms, tried = at_most(1.0, ""), {}, []
+    for i in range(40):
+        norms[f"w{i}"] = 2.0 + i
+        bound = chain(bound, Bound(0.0, 2.0 + i, Grade.PROVED, "", rests=((f"w{i}", 1.0),)))
+
+    def again(by: Any) -> Bound:
+        tried.append(by)
+        return at_most(bound.upper * math.prod(by.values()), "")
+
+    assert [lever.name for lever in levers(bound, norms, again)] == ["w39", "w38", "w37"]
+    assert len(tried) == 3

@@ -193,7 +193,7 @@ def _composition_of(
         ways = between_cuts.measure(model.graph, meter.norm_of, compose.pair, found.nodes, found.held, box)
         notes = origins.notes_of(ways, compose.names, found.nodes)
         narrower = box.narrower
-        plain = compose((), None, narrower) if narrower else found
+        plain = found = compose((), None, narrower) if narrower else found
     methods = [MethodResult(name, replace(plain.bound, method=name), seconds)]
     if ways:
         for way in ways:

@@ -32,7 +32,8 @@ from snaudit.bound import Bound, Grade, at_most, root_sum_squares_up, root_up, s
 from snaudit.enclosed import Enclosed
 from snaudit.gains import outward
 from snaudit.heads import Head, Heads, heads_of
-from snaudit.patterns import Shortcut, core_of
+from snaudit.matching import Shortcut
+from snaudit.patterns import core_of
 from snaudit.ranges import Range, along
 from snaudit.rounding import TINY, U, cholesky_deficit, frobenius_up, gamma
 from snaudit.rules.normalization import DEFAULT_EPSILON

@@ -14,7 +14,7 @@ from snaudit.bound import Bound
 from snaudit.confined import Box
 from snaudit.linear import AnyMap, Dense
 from snaudit.pairs import Pair
-from snaudit.patterns import Shortcut
+from snaudit.matching import Shortcut
 from snaudit.sections import Effort
 
 _WORK = 1e11

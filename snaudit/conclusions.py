@@ -34,7 +34,7 @@ def reached_from(walk: Walk, outputs: Sequence[ir.Value]) -> dict[ir.Value, None
             continue
         reached[value] = None
         if value in walk.taken:
-            stack.append(walk.taken[value].source)
+            stack += (walk.taken[value].source, *walk.taken[value].also)
         elif value.producer() is not None:
             stack.extend(reads_of(walk, value.producer()))
     return reached

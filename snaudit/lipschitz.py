@@ -17,7 +17,7 @@ from snaudit.broadcasting import dims
 from snaudit.conclusions import assumptions_of, contributions_of, final_of, reached_from
 from snaudit.findings import Gap
 from snaudit.pairs import Pair
-from snaudit.patterns import Shortcut
+from snaudit.matching import Shortcut
 from snaudit.quantized_nodes import picked_rows, source_of
 from snaudit.ranges import UNKNOWN, Range
 from snaudit.ranges_walk import note_ranges, step_of
@@ -251,9 +251,10 @@ def _shorten(walk: Walk, node: ir.Node) -> None:
     if walk.norm == "l2":
         written_out += _attended(walk, node, opset)
     for shortcut in (*(s for o in node.outputs for s in walk.shortcuts.get(o, ())), *written_out):
-        if shortcut.output in walk.starts or (walk.starts and shortcut.source not in walk.values):
+        ends = (shortcut.source, *shortcut.also)
+        if shortcut.output in walk.starts or (walk.starts and any(end not in walk.values for end in ends)):
             continue  # cut between
-        source, current = value_of(walk, shortcut.source), walk.values[shortcut.output]
+        source, current = _side_by_side(walk, ends), walk.values[shortcut.output]
         if source.jumps or current.jumps or source.is_constant or not shortcut.bound.bounded:
             continue
         short = chain(source.lip, shortcut.bound)
@@ -261,6 +262,16 @@ def _shorten(walk: Walk, node: ir.Node) -> None:
         if (short.size < current.lip.size and trusted) or not current.lip.known:
             walk.values[shortcut.output] = Value(short, source.sources, assumes=shortcut.assumes)
             walk.taken[shortcut.output] = shortcut
+
+
+def _side_by_side(walk: Walk, values: Sequence[ir.Value]) -> Value:
+    """What is known of several values as one: their concatenation."""
+    known = [value_of(walk, value) for value in values]
+    if len(known) == 1:
+        return known[0]
+    jumps = next((value.jumps for value in known if value.jumps), None)
+    assumes = tuple(dict.fromkeys(sentence for value in known for sentence in value.assumes))
+    return replace(joint.stack(known, walk.norm), jumps=jumps, assumes=assumes)
 
 
 def _attended(walk: Walk, node: ir.Node, opset: int) -> Iterator[Shortcut]:

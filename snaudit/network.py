@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from snaudit import confined, lipschitz
     from snaudit.pairs import Pair
-    from snaudit.patterns import Shortcut
+    from snaudit.matching import Shortcut
 
 
 def network_of(
@@ -110,7 +110,7 @@ class Composer:
     def __post_init__(self) -> None:
         from snaudit import stated, stretches
         from snaudit.pairs import pair_of
-        from snaudit.patterns import Shortcut
+        from snaudit.matching import Shortcut
 
         self._ranges = stated.ranges_of(self.model.graph, self.meter.settings.input_range)
         self.pair = pair_of(self.model.graph.graph, self.meter.settings)

@@ -8,132 +8,38 @@ the slope holds for the constants found, not for those expected.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 
-import numpy as np
 import onnx_ir as ir
 
+from snaudit.bound import Norm, at_most, root_up, up
 from snaudit.domains import is_default
-from snaudit.bound import Bound, Norm, at_most, root_up, up
+from snaudit import magnitudes
+from snaudit.matching import Fold, Graph, Shortcut, size_along
 from snaudit.rules.interface import Unbounded
 from snaudit.rules.normalization import normalized
 from snaudit.slopes import GELU_ERF, GELU_TANH, MISH, SILU, Interval
-
-Fold = Callable[[ir.Value], np.ndarray | None]
-
-
-@dataclass(frozen=True, slots=True)
-class Shortcut:
-    """`output` is a function of `source` alone, with this Lipschitz bound; `name` is for display;
-    `assumes` as a Value's.
-
-    slopes: where it is one function of each entry by itself, between which slopes its own lie
-    """
-
-    output: ir.Value
-    source: ir.Value
-    bound: Bound
-    name: str
-    assumes: tuple[str, ...] = ()
-    slopes: Interval | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Graph:
-    """What the matchers ask of a graph: producers, scalars, linear chains."""
-
-    fold: Fold
-    norm: Norm
-    opset: int
-
-    def made(self, value: ir.Value | None, *ops: str) -> ir.Node | None:
-        """The node that makes a value, if it is one of the default domain's `ops`."""
-        node = None if value is None else value.producer()
-        if node is None or not is_default(node) or node.op_type not in ops:
-            return None
-        return node if all(v is not None for v in node.inputs[:1]) else None
-
-    def scalar(self, value: ir.Value | None) -> float | None:
-        """The number that a constant of one finite entry holds."""
-        shape = None if value is None else value.shape
-        if value is None or (shape is not None and any(d != 1 for d in shape)):
-            return None  # its bytes need not be read
-        array = self.fold(value)
-        if array is None or array.size != 1 or array.dtype.kind not in "fiu":
-            return None
-        number = float(array.ravel()[0])
-        return number if math.isfinite(number) else None
-
-    def split(self, node: ir.Node) -> Iterator[tuple[ir.Value, ir.Value]]:
-        """Both orders of a node's two inputs."""
-        if len(node.inputs) == 2 and None not in node.inputs:
-            yield node.inputs[0], node.inputs[1]
-            yield node.inputs[1], node.inputs[0]
-
-    def scales(self, value: ir.Value) -> list[tuple[ir.Value, float]]:
-        """All (r, a) with value = a·r by a chain of multiplications with scalars, nearest first."""
-        found, scale = [(value, 1.0)], 1.0
-        for _ in range(8):
-            node = self.made(value, "Mul", "Div")
-            step = None
-            if node is not None:
-                for data, other in self.split(node):
-                    number = self.scalar(other)
-                    if number is not None and (
-                        node.op_type == "Mul" or (data is node.inputs[0] and number != 0)
-                    ):
-                        step = data, number if node.op_type == "Mul" else 1.0 / number
-                        break
-            if step is None or (step[1] and not _LEAST < abs(scale * step[1]) < 1.0 / _LEAST):
-                break  # a product of scales must not underflow
-            value, scale = step[0], scale * step[1]
-            found.append((value, scale))
-        return found
-
-    def plus(self, value: ir.Value | None) -> tuple[ir.Value, float] | None:
-        """(r, c) where value = r + c with a scalar c."""
-        node = self.made(value, "Add")
-        for data, other in self.split(node) if node is not None else ():
-            number = self.scalar(other)
-            if number is not None:
-                return data, number
-        return None
-
-    def clip(self, value: ir.Value) -> tuple[ir.Value, float, float] | None:
-        """(r, low, high) where value = Clip(r, low, high), both finite numbers."""
-        node = self.made(value, "Clip")
-        if node is None:
-            return None
-        if self.opset < 11:
-            limits = [
-                node.attributes[name].value if name in node.attributes else None for name in ("min", "max")
-            ]
-        else:
-            limits = [self.scalar(v) for v in (*node.inputs[1:3], None, None)[:2]]
-        if None in limits or not (math.isfinite(limits[0]) and limits[0] <= limits[1] < math.inf):
-            return None
-        return node.inputs[0], float(limits[0]), float(limits[1])
 
 
 def find(node: ir.Node, fold: Fold, norm: Norm, opset: int) -> Iterator[Shortcut]:
     """The shortcuts that end at a node's first output."""
     if not is_default(node):
         return
-    graph = _Graph(fold, norm, opset)
+    graph = Graph(fold, norm, opset)
     for matcher in _MATCHERS.get(node.op_type, ()):
         for source, found, name in matcher(graph, node):
             slopes = found if isinstance(found, tuple) else None
             gain = found if slopes is None else max(abs(slopes[0]), abs(slopes[1]))
             if math.isfinite(gain):
                 yield Shortcut(node.outputs[0], source, at_most(gain, name), name, slopes=slopes)
+    yield from magnitudes.find(graph, node)
 
 
 _Found = Iterator[tuple[ir.Value, "float | Interval", str]]
 """(source, its gain or its slopes, name) of each match."""
 
 
-def _gate(graph: _Graph, node: ir.Node) -> _Found:
+def _gate(graph: Graph, node: ir.Node) -> _Found:
     """a·r times b·g(r): the slopes of x·g(x) times a·b."""
     for left, right in graph.split(node):
         roots = graph.scales(left)
@@ -144,7 +50,7 @@ def _gate(graph: _Graph, node: ir.Node) -> _Found:
                         yield root, _times(slopes, scale * factor), name
 
 
-def _gates(graph: _Graph, gate: ir.Value) -> Iterator[tuple[str, ir.Value, Interval]]:
+def _gates(graph: Graph, gate: ir.Value) -> Iterator[tuple[str, ir.Value, Interval]]:
     """(name, r, the slopes of x·g(x)) for each way to read `gate` as g(r).
 
     x·g(kx) has the slopes of x·g(x) for any scale k ≠ 0; for k = 0 its one slope is g(0), in between.
@@ -177,10 +83,6 @@ def _over(*slopes: float) -> Interval:
     return math.nextafter(min(slopes), -math.inf), up(max(slopes))
 
 
-_LEAST = 1e-140
-"""No scale of a chain lies further from one than that, so that the product of two is a normal number."""
-
-
 def _times(slopes: Interval, factor: float) -> Interval:
     """The slopes times a factor, enlarged by more than the rounding of twenty factors."""
     low, high = sorted(end * factor for end in slopes)
@@ -191,7 +93,7 @@ def _times(slopes: Interval, factor: float) -> Interval:
     )
 
 
-def _gelu_gates(graph: _Graph, value: ir.Value) -> Iterator[tuple[str, ir.Value, Interval]]:
+def _gelu_gates(graph: Graph, value: ir.Value) -> Iterator[tuple[str, ir.Value, Interval]]:
     """1 + erf(kx) for any k; 1 + tanh(√(2/π)(x + 0.044715x³)) with those constants to 1e-6."""
     node = graph.made(value, "Erf")
     if node is not None:
@@ -204,7 +106,7 @@ def _gelu_gates(graph: _Graph, value: ir.Value) -> Iterator[tuple[str, ir.Value,
             yield "GELU", root, (2.0 * (GELU_TANH[0] - 1e-5), 2.0 * (GELU_TANH[1] + 1e-5))
 
 
-def _cubic(graph: _Graph, value: ir.Value) -> ir.Value | None:
+def _cubic(graph: Graph, value: ir.Value) -> ir.Value | None:
     """x where value = x + 0.044715·x³ (±1e-6), the cube as Pow or as products.
 
     A change of the two constants by 1e-6 moves the largest slope by less than 5e-6 (tests/test_lipschitz.py).
@@ -223,7 +125,7 @@ def _cubic(graph: _Graph, value: ir.Value) -> ir.Value | None:
     return None
 
 
-def _steeper(graph: _Graph, node: ir.Node) -> _Found:
+def _steeper(graph: Graph, node: ir.Node) -> _Found:
     """Max or Min of a·r and b·r is a function of r with slopes a and b (LeakyRelu written out)."""
     if len(node.inputs) != 2 or None in node.inputs:
         return
@@ -233,7 +135,7 @@ def _steeper(graph: _Graph, node: ir.Node) -> _Found:
                 yield left, _times((min(a, b), max(a, b)), 1.0), "LeakyRelu"
 
 
-def _sorting(graph: _Graph, node: ir.Node) -> _Found:
+def _sorting(graph: Graph, node: ir.Node) -> _Found:
     """(max, min) of two halves, or over groups of at least two, put side by side: entries of a sorted group
     (GroupSort, MaxMin). Sorting is 1-Lipschitz in every p-norm (Anil, Lucas & Grosse 2019)."""
     made = [graph.made(_under(graph, value), *_EXTREMES) for value in node.inputs]
@@ -241,9 +143,9 @@ def _sorting(graph: _Graph, node: ir.Node) -> _Found:
         return
     first, second = made
     if first.op_type.startswith("Reduce"):
-        axes = _axes_of(graph, first)
-        size = None if axes is None else _size(first.inputs[0], axes)
-        same = first.inputs[0] is second.inputs[0] and axes == _axes_of(graph, second)
+        axes = graph.axes(first)
+        size = None if axes is None else size_along(first.inputs[0], axes)
+        same = first.inputs[0] is second.inputs[0] and axes == graph.axes(second)
         if same and size is not None and size > 1:
             yield first.inputs[0], 1.0, "sorting"
     elif len(first.inputs) == 2 and set(first.inputs) == set(second.inputs) and None not in first.inputs:
@@ -259,41 +161,18 @@ _EXTREMES = ("Max", "Min", "ReduceMax", "ReduceMin")
 _PAIRS = ({"Max", "Min"}, {"ReduceMax", "ReduceMin"})
 
 
-def _under(graph: _Graph, value: ir.Value | None) -> ir.Value | None:
+def _under(graph: Graph, value: ir.Value | None) -> ir.Value | None:
     node = graph.made(value, "Unsqueeze")
     return value if node is None else node.inputs[0]
 
 
-def _axes(graph: _Graph, node: ir.Node) -> tuple[int, ...] | None:
+def _axes(graph: Graph, node: ir.Node) -> tuple[int, ...] | None:
     """The axes of a reduction that keeps its dimensions; None if they are not known."""
     keeps = node.attributes["keepdims"].value if "keepdims" in node.attributes else 1
-    return _axes_of(graph, node) if keeps else None
+    return graph.axes(node) if keeps else None
 
 
-def _axes_of(graph: _Graph, node: ir.Node) -> tuple[int, ...] | None:
-    if "axes" in node.attributes:
-        axes = node.attributes["axes"].value
-    elif len(node.inputs) > 1 and node.inputs[1] is not None:
-        array = graph.fold(node.inputs[1])
-        axes = None if array is None else array.ravel()
-    else:
-        axes = None
-    shape = node.inputs[0].shape
-    if axes is None or len(axes) == 0:
-        return None
-    if shape is not None:
-        axes = [int(axis) % len(shape) for axis in axes]
-    return tuple(sorted({int(axis) for axis in axes}))
-
-
-def _size(value: ir.Value, axes: tuple[int, ...]) -> int | None:
-    if value.shape is None:
-        return None
-    sizes = [value.shape[axis] for axis in axes]
-    return math.prod(sizes) if all(isinstance(d, int) for d in sizes) else None
-
-
-def _centre(graph: _Graph, value: ir.Value | None) -> tuple[ir.Value, tuple[int, ...]] | None:
+def _centre(graph: Graph, value: ir.Value | None) -> tuple[ir.Value, tuple[int, ...]] | None:
     """(x, axes) where value = x − mean(x) over those axes."""
     node = graph.made(value, "Sub")
     mean = graph.made(node.inputs[1], "ReduceMean") if node is not None else None
@@ -303,42 +182,42 @@ def _centre(graph: _Graph, value: ir.Value | None) -> tuple[ir.Value, tuple[int,
     return None if axes is None else (node.inputs[0], axes)
 
 
-def _centring(graph: _Graph, node: ir.Node) -> _Found:
+def _centring(graph: Graph, node: ir.Node) -> _Found:
     """x − mean(x) is a projection: 1 in l2, 2(1 − 1/k) in l1 and linf for k entries."""
     found = _centre(graph, node.outputs[0])
     if found is not None:
-        size = _size(*found)
+        size = size_along(*found)
         gain = 1.0 if graph.norm == "l2" else 2.0 if size is None else up(up(2.0 * (1.0 - 1.0 / size)))
         yield found[0], gain, "centring"
 
 
 def core_of(node: ir.Node, fold: Fold, opset: int) -> tuple[tuple[int, ...], bool] | None:
     """(axes, whether the mean is taken off) where a node ends a normalization written out; else None."""
-    found = _core(_Graph(fold, "l2", opset), node) if node.op_type in ("Mul", "Div") else None
+    found = _core(Graph(fold, "l2", opset), node) if node.op_type in ("Mul", "Div") else None
     return None if found is None else (found[1], found[2])
 
 
-def _normalizing(graph: _Graph, node: ir.Node) -> _Found:
+def _normalizing(graph: Graph, node: ir.Node) -> _Found:
     """u/√(mean(u²) + ε) with u = x − mean(x) (LayerNorm) or u = x (RMSNorm): as the op's own rule."""
     found = _core(graph, node)
     if found is None:
         return
     value, axes, is_centred, epsilon = found
     try:
-        gain = normalized(1.0, epsilon, _size(value, axes), is_centred, graph.norm).upper
+        gain = normalized(1.0, epsilon, size_along(value, axes), is_centred, graph.norm).upper
     except Unbounded:
         return
     yield value, gain, "LayerNorm" if is_centred else "RMSNorm"
 
 
-def _core(graph: _Graph, node: ir.Node) -> tuple[ir.Value, tuple[int, ...], bool, float] | None:
+def _core(graph: Graph, node: ir.Node) -> tuple[ir.Value, tuple[int, ...], bool, float] | None:
     """(x, axes, whether u = x − mean(x) rather than x, ε) where the node's output is u/√(mean(u²) + ε)."""
     data, root = _quotient(graph, node)
     deviation = graph.made(root, "Sqrt")
     plus = graph.plus(deviation.inputs[0]) if deviation is not None else None
     mean = graph.made(plus[0], "ReduceMean") if plus is not None and plus[1] > 0.0 else None
     axes = None if mean is None else _axes(graph, mean)
-    square = None if axes is None else _squared(graph, mean.inputs[0])
+    square = None if axes is None else graph.squared(mean.inputs[0])
     if square is None:
         return None
     centred, divided = _centre(graph, square), _centre(graph, data)
@@ -350,7 +229,7 @@ def _core(graph: _Graph, node: ir.Node) -> tuple[ir.Value, tuple[int, ...], bool
     return source if is_centred else square, axes, is_centred, plus[1]
 
 
-def _quotient(graph: _Graph, node: ir.Node) -> tuple[ir.Value | None, ir.Value | None]:
+def _quotient(graph: Graph, node: ir.Node) -> tuple[ir.Value | None, ir.Value | None]:
     """(u, r) where the node's output is u/r, as Div or as Mul by a reciprocal."""
     if node.op_type == "Div":
         return node.inputs[0], node.inputs[1]
@@ -363,16 +242,7 @@ def _quotient(graph: _Graph, node: ir.Node) -> tuple[ir.Value | None, ir.Value |
     return None, None
 
 
-def _squared(graph: _Graph, value: ir.Value) -> ir.Value | None:
-    node = graph.made(value, "Pow", "Mul")
-    if node is None or len(node.inputs) != 2:
-        return None
-    if node.op_type == "Mul":
-        return node.inputs[0] if node.inputs[0] is node.inputs[1] else None
-    return node.inputs[0] if graph.scalar(node.inputs[1]) == 2.0 else None
-
-
-def _log_softmax(graph: _Graph, node: ir.Node) -> _Found:
+def _log_softmax(graph: Graph, node: ir.Node) -> _Found:
     """Log(Softmax(x)) is LogSoftmax: √n (l2), max(1, n − 1) (l1), 2 (linf) for n classes."""
     softmax = graph.made(node.inputs[0], "Softmax")
     if softmax is None:
@@ -381,7 +251,7 @@ def _log_softmax(graph: _Graph, node: ir.Node) -> _Found:
     axis = softmax.attributes["axis"].value if "axis" in softmax.attributes else -1 if graph.opset >= 13 else 1
     rank = 0 if data.shape is None else len(data.shape)
     axes = tuple(range(axis % rank, rank)) if rank else ()
-    size = _size(data, axes if graph.opset < 13 else axes[:1]) if axes else None
+    size = size_along(data, axes if graph.opset < 13 else axes[:1]) if axes else None
     if graph.norm == "linf":
         yield data, 2.0, "LogSoftmax"
     elif size is not None:

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from snaudit.domains import is_default
 from snaudit.bound import UNBOUNDED, Bound, Norm, exactly
 from snaudit.findings import Gap
-from snaudit.patterns import Shortcut
+from snaudit.matching import Shortcut
 from snaudit.ranges import UNKNOWN, Range, of_constant
 from snaudit.rules.interface import CONSTANT, Value, unmeasured
 

@@ -33,6 +33,16 @@ def stack(values: Iterable[Value], norm: Norm) -> Value:
     return _joined(groups, together, apart, "concatenation")
 
 
+def side_by_side(values: Iterable[Value], norm: Norm) -> Value:
+    """As `stack`, for whoever asks later: it jumps where one of them does, and assumes what each assumes."""
+    known = tuple(values)
+    if len(known) == 1:
+        return known[0]
+    jumps = next((value.jumps for value in known if value.jumps), None)
+    assumes = tuple(dict.fromkeys(sentence for value in known for sentence in value.assumes))
+    return replace(stack(known, norm), jumps=jumps, assumes=assumes)
+
+
 def add(values: Iterable[Value], norm: Norm) -> Value:
     """The value f₁ + … + f_k.
 

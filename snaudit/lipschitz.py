@@ -254,7 +254,8 @@ def _shorten(walk: Walk, node: ir.Node) -> None:
         ends = (shortcut.source, *shortcut.also)
         if shortcut.output in walk.starts or (walk.starts and any(end not in walk.values for end in ends)):
             continue  # cut between
-        source, current = _side_by_side(walk, ends), walk.values[shortcut.output]
+        source = joint.side_by_side((value_of(walk, end) for end in ends), walk.norm)
+        current = walk.values[shortcut.output]
         if source.jumps or current.jumps or source.is_constant or not shortcut.bound.bounded:
             continue
         short = chain(source.lip, shortcut.bound)
@@ -262,16 +263,6 @@ def _shorten(walk: Walk, node: ir.Node) -> None:
         if (short.size < current.lip.size and trusted) or not current.lip.known:
             walk.values[shortcut.output] = Value(short, source.sources, assumes=shortcut.assumes)
             walk.taken[shortcut.output] = shortcut
-
-
-def _side_by_side(walk: Walk, values: Sequence[ir.Value]) -> Value:
-    """What is known of several values as one: their concatenation."""
-    known = [value_of(walk, value) for value in values]
-    if len(known) == 1:
-        return known[0]
-    jumps = next((value.jumps for value in known if value.jumps), None)
-    assumes = tuple(dict.fromkeys(sentence for value in known for sentence in value.assumes))
-    return replace(joint.stack(known, walk.norm), jumps=jumps, assumes=assumes)
 
 
 def _attended(walk: Walk, node: ir.Node, opset: int) -> Iterator[Shortcut]:

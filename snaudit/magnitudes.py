@@ -6,6 +6,7 @@ A Euclidean norm is 1-Lipschitz (reverse triangle inequality), and so is √(‖
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -74,11 +75,14 @@ def _reduced(graph: Graph, node: ir.Node, square: ir.Value) -> Iterator[Shortcut
 
 
 def _entrywise(graph: Graph, node: ir.Node, square: ir.Value) -> Iterator[Shortcut]:
-    """√(a² + b² + …), entry by entry: 1 in l2 and l1 for (a, b, …) side by side, √k in linf."""
+    """√(a² + b² + …), entry by entry: 1 in l2 and l1 for (a, b, …) side by side, √k in linf for k squares;
+    √m times that where one value is squared and added m times."""
     terms = _terms(graph, square)
     sources = [graph.squared(term) for term in terms]
     if not sources or None in sources:
         return
+    often = Counter(sources)
+    sources = list(often)
     shapes = [dims(source) for source in sources]
     meets: dict[str, None] = {}
     for index, shape in enumerate(shapes):
@@ -86,9 +90,9 @@ def _entrywise(graph: Graph, node: ir.Node, square: ir.Value) -> Iterator[Shortc
         if found.count != 1:
             return  # broadcasting may copy it
         meets |= dict.fromkeys(found.meets)
-    gain = root_up(float(len(sources))) if graph.norm == "linf" else 1.0
+    gain = root_up(float(often.total() if graph.norm == "linf" else max(often.values())))
     bound = at_most(gain, "magnitude")
-    slopes = (-1.0, 1.0) if len(sources) == 1 else None
+    slopes = (-gain, gain) if len(sources) == 1 else None
     assumes = tuple(
         f"{node.name or node.op_type}: the dynamic sizes {pair} are equal at run time (nothing is broadcast)"
         for pair in meets

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
+
 from snaudit.domains import MICROSOFT, plain
 from snaudit.images import affine, bounded, entrywise, merges, moves
 from snaudit.ranges import UNKNOWN, Range
@@ -81,6 +83,7 @@ def images(step: Step) -> tuple[Range, ...]:
     count = len(step.node.outputs)
     if find is None:
         return (UNKNOWN,) * count
-    found = find(step)
+    with np.errstate(all="ignore"):  # what leaves the floats is unbounded, and NaN says nothing
+        found = find(step)
     alike = count if step.node.op_type == "Split" else 2 if step.node.op_type in bounded.RECURRENT else 1
     return tuple(found if index < alike else UNKNOWN for index in range(count))

@@ -12,7 +12,7 @@ from snaudit.errors import EmptyModel, UnreadableModel, UnsupportedModel, UsageE
 from snaudit.formats.interface import Format
 from snaudit.formats.npz import NPZ
 from snaudit.formats.onnx import ONNX, read_at
-from snaudit.formats.pytorch import PT2, TORCH_LEGACY, TORCH_ZIP, TORCHSCRIPT, read_exported_at
+from snaudit.formats.pytorch import PT2, TORCH_LEGACY, TORCH_ZIP, TORCHSCRIPT, read_exported_at, read_script_at
 from snaudit.formats.safetensors import INDEX, SAFETENSORS, SHARDED
 from snaudit.formats.source import Source
 from snaudit.model import Model
@@ -75,6 +75,8 @@ def read(path: str | os.PathLike[str], key: str | None = None, sizes: tuple[str,
         known = sniff(source)
         if sizes and known is PT2:
             return read_exported_at(source, key, sizes)
+        if sizes and known is TORCHSCRIPT:
+            return read_script_at(source, key, sizes)
         if sizes and known is not ONNX:
             raise UsageError(f"--input-size needs a graph, and {place} has none: name its code with --architecture, or export it to ONNX")
         return read_at(source, sizes) if sizes else known.read(source, key)

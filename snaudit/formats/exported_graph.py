@@ -37,7 +37,7 @@ VIEWS = frozenset(MOVES) | {
     "alpha_dropout.default",
 }  # fmt: skip
 PURE = frozenset(TRANSLATORS) - VIEWS
-_NUMBERS = {name: number for number, name in ONNX_DTYPES.items()}
+NUMBERS = {name: number for number, name in ONNX_DTYPES.items()}
 _INLINE = 512
 _MOST_CONTAINERS = 2_000_000
 
@@ -68,7 +68,7 @@ def translated(
         raise UnreadableModel(path, "its program is not JSON") from error
     try:
         program = functional(program_of(document, dtypes), PURE, VIEWS)
-        return _graph(path, program, tensors, sizes)
+        return program_graph(path, program, tensors, sizes)
     except NotTaken as error:
         return Translated(None, (f"its graph is not read: {error}",))
     except (KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
@@ -92,7 +92,10 @@ def _bounded_int(text: str) -> int:
     return int(text)
 
 
-def _graph(path: Path, program: Program, tensors: Mapping[str, Tensor], sizes: tuple[str, ...]) -> Translated:
+def program_graph(
+    path: Path, program: Program, tensors: Mapping[str, Tensor], sizes: tuple[str, ...]
+) -> Translated:
+    """The graph of a program whose calls are functions. Raises NotTaken for what it cannot be."""
     names = _names(program, tensors)
     writer = Writer(program.claims, names)
     opaque = _write(program, writer)
@@ -109,7 +112,7 @@ def _graph(path: Path, program: Program, tensors: Mapping[str, Tensor], sizes: t
     )  # fmt: skip
     imports = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, 1)]
     model = helper.make_model(graph, opset_imports=imports, ir_version=10)
-    types = [SimpleNamespace(data_type=_NUMBERS[tensor.dtype]) for tensor in stored]
+    types = [SimpleNamespace(data_type=NUMBERS[tensor.dtype]) for tensor in stored]
     attached = graph_of(path, model.SerializeToString(), types, list(stored), sizes)  # type: ignore[arg-type]
     _check_claims(program, writer, attached.graph, {name for name in opaque})
     ops = tuple(dict.fromkeys(node.op_type for node in writer.nodes if node.domain == DOMAIN))
@@ -128,7 +131,7 @@ def _names(program: Program, tensors: Mapping[str, Tensor]) -> dict[str, str]:
     names: dict[str, str] = {}
     others = {*program.inputs, *(name for call in program.calls for name in call.outputs)}
     for name, own in program.held.items():
-        if own in tensors and tensors[own].dtype in _NUMBERS:
+        if own in tensors and tensors[own].dtype in NUMBERS:
             if own in others or own in names.values() or "/" in own:
                 raise NotTaken(f"two of its values are called {own}")
             claim = program.claims.get(name)
@@ -145,7 +148,7 @@ def _write(program: Program, writer: Writer) -> list[str]:
     read = {name for call in program.calls for name in call.reads} | set(program.outputs)
     varying, opaque = set(program.inputs), []
     for call in program.calls:
-        rest = _translate(call, writer)
+        rest = translate(call, writer)
         if rest == list(call.outputs) and may_write(call):
             raise NotTaken(f"{call.label} may write into its inputs ({call.target}): export it in eval mode")
         if rest and any(name in read for name in rest):
@@ -159,7 +162,7 @@ def _write(program: Program, writer: Writer) -> list[str]:
     return opaque
 
 
-def _translate(call: Call, writer: Writer) -> list[str]:
+def translate(call: Call, writer: Writer) -> list[str]:
     """Write a call's nodes; the outputs that they do not make."""
     translator = TRANSLATORS.get(call.target)
     nodes, constants, used = len(writer.nodes), len(writer.constants), len(writer.used)
@@ -184,7 +187,7 @@ def _translate(call: Call, writer: Writer) -> list[str]:
 
 def _initializer(number: int, name: str, tensor: Tensor, array: np.ndarray | None = None) -> onnx.TensorProto:
     """A tensor of the skeleton: its number, and its content where it is small (shapes, axes)."""
-    proto = onnx.TensorProto(name=name, data_type=_NUMBERS[tensor.dtype], dims=tensor.shape)
+    proto = onnx.TensorProto(name=name, data_type=NUMBERS[tensor.dtype], dims=tensor.shape)
     if array is not None and array.nbytes <= _INLINE:
         proto.raw_data = array.tobytes()
     else:
@@ -199,7 +202,7 @@ def _input(program: Program, name: str) -> onnx.ValueInfoProto:
     if claim.dtype is None:
         raise NotTaken(f"input {name} has a dtype that ONNX does not have")
     shape = [size if size is not None else symbol for size, symbol in zip(claim.shape, program.symbols[name], strict=True)]
-    return helper.make_tensor_value_info(name, _NUMBERS[claim.dtype], shape)
+    return helper.make_tensor_value_info(name, NUMBERS[claim.dtype], shape)
 
 
 def _value(program: Program, name: str) -> onnx.ValueInfoProto:
@@ -207,7 +210,7 @@ def _value(program: Program, name: str) -> onnx.ValueInfoProto:
     claim = program.claims.get(name)
     if claim is None or claim.dtype is None:
         return onnx.ValueInfoProto(name=name)
-    return helper.make_tensor_value_info(name, _NUMBERS[claim.dtype], list(claim.shape))
+    return helper.make_tensor_value_info(name, NUMBERS[claim.dtype], list(claim.shape))
 
 
 def _check_claims(program: Program, writer: Writer, graph: ir.Model, declared: set[str]) -> None:

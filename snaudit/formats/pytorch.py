@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -26,11 +27,22 @@ from snaudit.formats.storage import Edit, writer
 from snaudit.formats.views import View, clash, gather, scatter
 from snaudit.model import LeftOut, Model, Tensor
 from snaudit.names import printable
+from snaudit.sizes import sizes_of
 
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 _UNCHECKED = "the archive has no checksums (all CRCs are zero): damage would not be seen"
 
 Read = Callable[[int, int], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class _Script:
+    """What a TorchScript archive holds beside tensors: its objects, its constants, and where its code is."""
+
+    objects: Any
+    constants: Any
+    archive: Archive
+    root: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +56,7 @@ class _Opened:
     left_out: tuple[LeftOut, ...] = ()
     places: Mapping[str, tuple[int, int]] | None = None
     """Where each storage of a legacy file lies: (offset, bytes)."""
+    script: _Script | None = None
 
 
 def _model(source: Source, format_name: str, opened: _Opened, choice: Choice) -> Model:
@@ -101,8 +114,8 @@ def _big_endian(archive: Archive, root: str) -> bool:
 
 def _unpickled(
     archive: Archive, name: str, rebuilder: Rebuilder, scripted: bool
-) -> tuple[list[Leaf], list[str]]:
-    """The leaves of one pickle and the foreign globals that it mentions; its storages are checked."""
+) -> tuple[list[Leaf], list[str], Any]:
+    """One pickle's leaves, the foreign globals that it mentions, and its value; its storages are checked."""
     path, data = archive.source.path, archive.load(name)
     stream = Stream(path, lambda offset, length: data[offset : offset + length], 0, len(data))
     machine = Machine(stream, rebuilder.calls, rebuilder.persistent, is_inert)
@@ -116,7 +129,7 @@ def _unpickled(
         if not storage.reason and record is not None and record.size != storage.size:
             archive.fail(f"record {storage.key!r} has {record.size} bytes, its storage {storage.size}")
     foreign = [f for f in machine.foreign if not (scripted and f.startswith("__torch__."))]
-    return Nest(path, value, scripted).leaves, foreign
+    return Nest(path, value, scripted).leaves, foreign, value
 
 
 def _open_zip(source: Source) -> _Opened:
@@ -131,15 +144,16 @@ def _open_zip(source: Source) -> _Opened:
     scripted = root + "constants.pkl" in archive
     big = _big_endian(archive, root)
     rebuilder = Rebuilder(source.path, root + "data/", big)
-    leaves, foreign = _unpickled(archive, root + "data.pkl", rebuilder, scripted)
-    used, notes, left = set(rebuilder.storages), [], []
+    leaves, foreign, objects = _unpickled(archive, root + "data.pkl", rebuilder, scripted)
+    used, notes, left, script = set(rebuilder.storages), [], [], None
     if scripted:
         rebuilder = Rebuilder(source.path, root + "constants/", big)
-        constants, more = _unpickled(archive, root + "constants.pkl", rebuilder, scripted)
+        constants, more, values = _unpickled(archive, root + "constants.pkl", rebuilder, scripted)
         leaves += [Leaf(("CONSTANTS", *(f"c{part}" for part in leaf.path[:1]), *leaf.path[1:]), leaf.value)
                    for leaf in constants]
         foreign += more
         used |= set(rebuilder.storages)
+        script = _Script(objects, values, archive, root)
         notes.append("TorchScript: its code was not run; other loaders run it")
         traced = [name for name in archive.records if name.startswith(root + "traced_inputs/")]
         left += [LeftOut("traced_inputs", f"example inputs: {len(traced)} tensors")] if traced else []
@@ -150,15 +164,46 @@ def _open_zip(source: Source) -> _Opened:
     if unused:
         left.append(LeftOut(unused[0], f"stored, but no tensor uses it (one of {len(unused)} such records)"))
     reader = lambda key: partial(archive.read, key)  # noqa: E731
-    return _Opened(tuple(leaves), tuple(foreign), reader, tuple(notes), tuple(left))
+    return _Opened(tuple(leaves), tuple(foreign), reader, tuple(notes), tuple(left), script=script)
 
 
-def _read_zip(source: Source, key: str | None, name: str = "torch") -> Model:
+def _read_zip(source: Source, key: str | None) -> Model:
     with unreadable_where_malformed(source.path):
         opened = _open_zip(source)
-        scripted = name == TORCHSCRIPT.name
-        choice = choose(source.path, opened.leaves, "." if scripted and key is None else key, opened.foreign)
-        return _model(source, name, opened, choice)
+        return _model(source, TORCH_ZIP.name, opened, choose(source.path, opened.leaves, key, opened.foreign))
+
+
+def _read_script(source: Source, key: str | None) -> Model:
+    return read_script_at(source, key, ())
+
+
+def read_script_at(source: Source, key: str | None, sizes: tuple[str, ...]) -> Model:
+    """A TorchScript file's tensors; with the graph of its code, where sizes of its inputs are given."""
+    with unreadable_where_malformed(source.path):
+        opened = _open_zip(source)
+        choice = choose(source.path, opened.leaves, "." if key is None else key, opened.foreign)
+        model = _model(source, TORCHSCRIPT.name, opened, choice)
+        if not sizes:
+            return replace(model, notes=(*model.notes, "its graph is read from its code where --input-size is given"))
+        if key is not None:
+            raise UsageError("the graph of a TorchScript file is that of the whole: leave --key or --input-size out")
+        assert opened.script is not None
+        return _with_script(model, opened.script, sizes)
+
+
+def _with_script(model: Model, script: _Script, sizes: tuple[str, ...]) -> Model:
+    """The model with the graph of its code, or with a note on why there is none."""
+    from snaudit.formats.exported_program import NotTaken
+    from snaudit.formats.script_code import library
+    from snaudit.formats.script_graph import Script, script_graph
+
+    archive = script.archive
+    try:
+        code = library(archive.records, script.root, archive.load)
+    except NotTaken as error:
+        return replace(model, notes=(*model.notes, f"its graph is not read: {error}"))
+    found = script_graph(model, Script(script.objects, script.constants, code), sizes_of(sizes))
+    return replace(model, graph=found.graph, notes=(*model.notes, *found.notes))
 
 
 # Legacy files: five pickles, then the storages
@@ -338,6 +383,6 @@ def _is_legacy(source: Source) -> bool:
 
 
 TORCH_ZIP = Format("torch", _is_torch_zip, _read_zip, _patch_zip)
-TORCHSCRIPT = Format("torchscript", _is_torchscript, partial(_read_zip, name="torchscript"), _patch_zip)
+TORCHSCRIPT = Format("torchscript", _is_torchscript, _read_script, _patch_zip)
 PT2 = Format("pt2", _is_pt2, _read_exported, _patch_zip)
 TORCH_LEGACY = Format("torch-legacy", _is_legacy, _read_legacy, _patch_legacy)

@@ -152,6 +152,92 @@ def test_products_and_attention(tmp_path: Path) -> None:
     agree(net, (rand(2, 6, 8), torch.tensor([[1, 2], [6, 0]])), tmp_path / "m.pt2")
 
 
+def test_more_pointwise_ops(tmp_path: Path) -> None:
+    functions = [
+        torch.square, torch.rsqrt, torch.log1p, torch.atan, torch.asinh, torch.sinh, torch.cosh, F.logsigmoid, F.softshrink,
+        F.hardshrink, lambda x: F.softshrink(x, 0.2), lambda x: F.glu(x, 1), lambda x: F.glu(x), lambda x: x.clamp_min(0.7),
+        lambda x: x.clamp_max(0.9), lambda x: x**x, lambda x: torch.addcmul(x, x, x, value=0.5),
+        lambda x: torch.addcdiv(x, x, x + 1, value=0.3), lambda x: torch.max(x, 1 - x), lambda x: torch.min(x, 1 - x),
+        lambda x: torch.where(x > 1, x, -x), lambda x: torch.where(x <= 1, x, 2.0), lambda x: torch.where((x < 1) | (x >= 1.5), 0.0, x),
+        lambda x: x.masked_fill(x == x, 3.0), lambda x: x.masked_fill(~(x != 1.0) & (x > 0), 3.0), torch.floor, torch.sign,
+        lambda x: F.rms_norm(x, (4, 6), eps=1e-3), lambda x: x + torch.zeros_like(x) + torch.ones_like(x) * torch.full_like(x, 0.5),
+        lambda x: x + torch.arange(6) * 1.0 + torch.arange(1, 7).to(x.dtype) + torch.arange(0, 12, 2).to(torch.float32),
+        lambda x: x * x.new_ones(6) + x.new_zeros((4, 1)), lambda x: x + torch.full((1,), 2.0) + torch.zeros(6) + torch.ones(4, 1),
+        lambda x: F.hardtanh(x).type_as(x), lambda x: x.tril() + x.triu(1), torch.tan, torch.ceil, torch.round,
+    ]  # fmt: skip
+    net = Function(lambda m, x: (*(f(x) for f in functions), F.rms_norm(x, (6,), m.w, 1e-5)), w=rand(6))
+    agree(net, (rand(2, 4, 4, 6).abs() + 0.3,), tmp_path / "m.pt2")
+
+
+def test_more_moves_and_sums(tmp_path: Path) -> None:
+    functions = [
+        lambda x: x.var(), lambda x: x.var(1), lambda x: x.std((2, 3), unbiased=False), lambda x: torch.var(x, 2, correction=0, keepdim=True),
+        lambda x: x.std(), lambda x: x.max(), lambda x: x.min(), lambda x: x.max(1)[0], lambda x: x.min(2, keepdim=True)[0],
+        lambda x: x.max(1)[1].to(x.dtype), lambda x: x.argmax(3).to(x.dtype), lambda x: x.topk(2, 1)[0], lambda x: x.topk(3, -1, largest=False)[0],
+        lambda x: x.logsumexp((1, 2)), lambda x: x.norm(dim=1), lambda x: x.norm(p=1, dim=2, keepdim=True), lambda x: F.normalize(x, dim=1),
+        lambda x: x.flip((1, 3)), lambda x: x.roll(2, 1), lambda x: x.roll(-1, 3), lambda x: x.narrow(1, 2, 3), lambda x: x.movedim(1, 3),
+        lambda x: x.swapaxes(1, 2), lambda x: x.mT, lambda x: x.view_as(x.reshape(2, 6, 20)[..., :]).reshape(2, 6, 4, 5),
+        lambda x: x[:, :1].expand_as(x), lambda x: x.index_select(1, torch.tensor([5, 0, 0])), lambda x: x[:, torch.tensor([1, 1, 4])],
+        lambda x: x.gather(1, torch.zeros(2, 3, 4, 5, dtype=torch.int64) + 2), lambda x: F.pixel_unshuffle(x, 1),
+        lambda x: F.pixel_unshuffle(x[:, :, :, :4], 2), lambda x: F.interpolate(x, scale_factor=2.0), lambda x: F.interpolate(x, size=(8, 10)),
+        lambda x: F.interpolate(x, size=(2, 5)), lambda x: F.interpolate(x, scale_factor=2.0, mode="bilinear"),
+        lambda x: F.interpolate(x, size=(7, 7), mode="bilinear", align_corners=True), lambda x: F.interpolate(x, size=(3, 9), mode="bicubic"),
+        lambda x: F.interpolate(x[0], scale_factor=3.0), lambda x: F.interpolate(x[0], size=8, mode="linear"),
+        lambda x: F.max_pool2d(x, 3, 2, ceil_mode=True), lambda x: F.max_pool2d(x, 2, 2, 1, ceil_mode=True),
+        lambda x: torch.einsum("bchw,bdhw->bcd", x, x), lambda x: torch.einsum("...hw,...kw->...hk", x, x), lambda x: torch.einsum("bchw,bchw", x, x),
+        lambda x: torch.baddbmm(x[:, 0], x[:, 1, :, :4], x[:, 2], beta=0.5, alpha=2.0),
+    ]  # fmt: skip
+    agree(Function(lambda m, x: tuple(f(x) for f in functions)), (rand(2, 6, 4, 5),), tmp_path / "m.pt2")
+
+
+@pytest.mark.parametrize("decomposed", [False, True])
+def test_recurrences_and_masked_attention(tmp_path: Path, decomposed: bool) -> None:
+    torch.manual_seed(0)
+    cells = {
+        "a": nn.LSTM(4, 3, batch_first=True), "b": nn.LSTM(4, 3, num_layers=2, bidirectional=True), "c": nn.GRU(4, 3, bidirectional=True),
+        "d": nn.RNN(4, 3, nonlinearity="relu", num_layers=2), "e": nn.RNN(4, 3, bias=False), "f": nn.GRU(4, 3, batch_first=True, bias=False),
+    }  # fmt: skip
+
+    def forward(m: Any, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        found = []
+        for name in cells:
+            y, ends = getattr(m, name)(x)
+            found += [y, *(ends if isinstance(ends, tuple) else (ends,))]
+        mask = torch.ones(5, 5).tril() > 0
+        found += [
+            F.scaled_dot_product_attention(x, x, x, is_causal=True), F.scaled_dot_product_attention(x, x, x, attn_mask=mask),
+            F.scaled_dot_product_attention(x, x, x, attn_mask=torch.arange(25.0).reshape(5, 5) / 9), m.g(x[:, 0])[0], m.h(x),
+        ]  # fmt: skip
+        return tuple(found)
+
+    net = Function(forward, **cells, g=nn.LSTMCell(4, 3), h=nn.utils.parametrizations.weight_norm(nn.Linear(4, 2))).eval()
+    x = rand(2, 5, 4)
+    if not decomposed:
+        agree(net, (x,), tmp_path / "m.pt2")
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.export.save(torch.export.export(net, (x,)).run_decompositions(), tmp_path / "m.pt2")
+    model = formats.read(tmp_path / "m.pt2")
+    assert model.graph is not None, model.notes
+    if not any("not translated" in note for note in model.notes):
+        for mine, its in zip(outputs_of(model, (x,)), net(x), strict=True):
+            assert np.abs(mine - its.detach().numpy()).max() < 1e-5
+
+
+def test_a_recurrence_is_bounded_as_its_onnx_export(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net, x = nn.LSTM(4, 3, batch_first=True).eval(), (rand(1, 5, 4),)
+    saved(net, x, tmp_path / "m.pt2")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(net, x, tmp_path / "m.onnx", dynamo=True, optimize=False, verbose=False)
+    mine, its = (snaudit.audit(tmp_path / name).network.bound for name in ("m.pt2", "m.onnx"))
+    assert mine.grade.name == "PROVED" and mine.upper == pytest.approx(its.upper, rel=1e-6)
+    jacobian = torch.cat([j.reshape(-1, 20) for j in torch.autograd.functional.jacobian(lambda v: (net(v)[0], *net(v)[1]), x[0])])
+    assert float(torch.linalg.matrix_norm(jacobian, 2)) <= mine.upper
+
+
 class Residual(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from snaudit.formats.aten_calls import Ref, Untranslated, Writer, absent, flag, integer, integers, number, tensors
+from snaudit.formats.aten_calls import Ref, Untranslated, Writer, absent, axis_of, flag, integer, integers, number, tensors
 from snaudit.formats.aten_pointwise import Translator
 
 
@@ -44,25 +44,68 @@ def _einsum(w: Writer, equation: Any, tensors_: Any, path: Any = None) -> None:
     absent(path)
     text = equation.replace(" ", "") if type(equation) is str else ""
     terms, arrow, result = text.partition("->")
-    if not arrow or not (terms.replace(",", "") + result).isalpha() or not text.isascii():
-        raise Untranslated("an equation without arrow, or with an ellipsis")
-    w.last("Einsum", tensors(tensors_), equation=text)
+    if not (terms + result).replace(",", "").replace("...", "").isalpha() or not text.isascii():
+        raise Untranslated("an equation of another form")
+    if not arrow and (not text.islower() or "." in text):
+        raise Untranslated("an equation without arrow")
+    operands = tensors(tensors_)
+    if len({w.real(one) for one in operands}) != 1:
+        raise Untranslated("operands of two dtypes")
+    implied = "->" + "".join(sorted(one for one in set(terms) - {","} if terms.count(one) == 1))
+    w.last("Einsum", operands, equation=text if arrow else text + implied)
 
 
 def _attention(
     w: Writer, query: Any, key: Any, value: Any, attn_mask: Any = None, dropout_p: Any = 0.0,
     is_causal: Any = False, scale: Any = None, enable_gqa: Any = False,
 ) -> None:  # fmt: skip
-    absent(attn_mask)
     ranks, kinds = {w.rank(one) for one in (query, key, value)}, {w.real(one) for one in (query, key, value)}
-    if number(dropout_p) or flag(is_causal) or flag(enable_gqa) or len(ranks) != 1 or len(kinds) != 1 or min(ranks) < 3:
-        raise Untranslated("an attention with mask, dropout or shared heads")
+    if number(dropout_p) or flag(enable_gqa) or len(ranks) != 1 or len(kinds) != 1 or min(ranks) < 3:
+        raise Untranslated("an attention with dropout or shared heads")
     factor = number(scale) if scale is not None else 1.0 / np.sqrt(w.size(query, -1))
     order = list(range(min(ranks)))
     order[-2:] = order[-1], order[-2]
     scores = w.add("MatMul", [query, w.add("Transpose", [key], perm=order)])
-    weights = w.add("Softmax", [w.add("Mul", [scores, w.scalar(float(factor), query)])], axis=min(ranks) - 1)
+    scores = w.add("Mul", [scores, w.scalar(float(factor), query)])
+    mask = _mask(w, query, key, attn_mask, flag(is_causal))
+    scores = scores if mask is None else w.add("Add", [scores, mask])
+    weights = w.add("Softmax", [scores], axis=min(ranks) - 1)
     w.last("MatMul", [weights, value])
+
+
+def _mask(w: Writer, query: Any, key: Any, given: Any, causal: bool) -> Any:
+    """What is added to the scores: 0 where a key may be seen, −∞ where not; None for no mask."""
+    kind = w.real(query)
+    if causal:
+        absent(given)
+        rows, columns = w.size(query, -2), w.size(key, -2)
+        if rows * columns > 1 << 20:
+            raise Untranslated("a mask of more than a million numbers")
+        return w.constant(np.triu(np.full((rows, columns), -np.inf, kind), 1))
+    if given is None or w.dtype(given) == kind:
+        return given
+    if w.dtype(given) != "bool":
+        raise Untranslated("a mask of another dtype")
+    return w.add("Where", [given, w.scalar(0.0, query), w.scalar(-np.inf, query)])
+
+
+def _baddbmm(w: Writer, self: Any, batch1: Any, batch2: Any, beta: Any = 1, alpha: Any = 1) -> None:
+    if len({w.real(one) for one in (self, batch1, batch2)}) != 1:
+        raise Untranslated("operands of two dtypes")
+    product = w.add("Mul", [w.add("MatMul", [batch1, batch2]), w.scalar(alpha, self)])
+    if number(beta) == 0.0:
+        w.last("Identity", [product])  # torch does not look at what is multiplied by 0
+    else:
+        w.last("Add", [product, w.add("Mul", [self, w.scalar(beta, self)])])
+
+
+def _weight_norm(w: Writer, v: Any, g: Any, dim: Any = 0) -> None:
+    """v·g/‖v‖, the norm over all axes but one."""
+    axis, rank = axis_of(dim, w.rank(v)), w.rank(v)
+    if w.real(v) != w.real(g):
+        raise Untranslated("operands of two dtypes")
+    norm = w.add("ReduceL2", [v, w.ints([at for at in range(rank) if at != axis])], keepdims=1)
+    w.last("Mul", [v, w.add("Div", [g, norm])])
 
 
 # convolutions
@@ -121,6 +164,13 @@ def _convolution(
     _convolved(w, input, weight, bias, stride, padding, dilation, groups, more)
 
 
+def _convolution_tuned(
+    w: Writer, input: Any, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any, transposed: Any,
+    output_padding: Any, groups: Any, benchmark: Any, deterministic: Any, cudnn_enabled: Any, allow_tf32: Any = True,
+) -> None:  # fmt: skip
+    _convolution(w, input, weight, bias, stride, padding, dilation, transposed, output_padding, groups)
+
+
 def _conv_transpose(
     w: Writer, input: Any, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0,
     output_padding: Any = 0, groups: Any = 1, dilation: Any = 1,
@@ -134,7 +184,7 @@ def _conv_transpose(
 def _window(
     w: Writer, axes: int, self: Any, kernel_size: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: Any
 ) -> dict[str, Any]:
-    """A pool's attributes. Rounding up is taken where it comes to the same as rounding down."""
+    """A pool's attributes. A window that hangs over, where sizes are rounded up, needs that much more padding."""
     if w.rank(self) != axes + 2:
         raise Untranslated("a pool without a batch axis")
     w.real(self)
@@ -143,11 +193,14 @@ def _window(
     pads, spread = integers(padding, axes), integers(dilation, axes)
     if min(*kernel, *steps, *spread) < 1 or min(pads) < 0:
         raise Untranslated("a window of no size")
+    behind = list(pads)
     for axis in range(axes) if flag(ceil_mode) else ():
-        reach = w.size(self, axis + 2) + 2 * pads[axis] - spread[axis] * (kernel[axis] - 1) - 1
-        if reach % steps[axis]:
-            raise Untranslated("a window that hangs over")
-    return {"kernel_shape": kernel, "strides": steps, "pads": [*pads, *pads], "dilations": spread}
+        size = w.size(self, axis + 2)
+        reach = size + 2 * pads[axis] - spread[axis] * (kernel[axis] - 1) - 1
+        over = -reach % steps[axis]
+        if over and reach + over < size + pads[axis]:  # else the last window starts in the padding, and is none
+            behind[axis] += over
+    return {"kernel_shape": kernel, "strides": steps, "pads": [*pads, *behind], "dilations": spread}
 
 
 def _max_pool(
@@ -163,6 +216,8 @@ def _avg_pool(
 ) -> None:  # fmt: skip
     absent(divisor_override)
     window = _window(w, axes, self, kernel_size, stride, padding, 1, ceil_mode)
+    if window["pads"][:axes] != window["pads"][axes:]:
+        raise Untranslated("an average over a window that hangs over")
     del window["dilations"]
     w.last("AveragePool", [self], count_include_pad=int(flag(count_include_pad)), **window)
 
@@ -257,6 +312,10 @@ AFFINE: dict[str, Translator] = {
     "conv2d.padding": _conv_named,
     "conv3d.padding": _conv_named,
     "convolution.default": _convolution,
+    "_convolution.default": _convolution_tuned,
+    "baddbmm.default": _baddbmm,
+    "mv.default": lambda w, self, vec: _product(w, self, vec),
+    "_weight_norm.default": _weight_norm,
     "conv_transpose1d.default": _conv_transpose,
     "conv_transpose2d.input": _conv_transpose,
     "conv_transpose3d.input": _conv_transpose,

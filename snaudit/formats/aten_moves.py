@@ -249,6 +249,111 @@ def _norm(
     _reduced("ReduceL2" if number(ord) == 2.0 else "ReduceL1", w, self, dim, keepdim, dtype)
 
 
+def _narrow(w: Writer, self: Any, dim: Any, start: Any, length: Any) -> None:
+    first, count = integer(start), integer(length)
+    size = w.size(self, dim)
+    first += size if first < 0 else 0
+    if not 0 <= first <= first + count <= size:
+        raise Untranslated("a part that is not within")
+    _slice(w, self, dim, first, first + count)
+
+
+def _move(w: Writer, self: Any, source: Any, destination: Any) -> None:
+    rank = w.rank(self)
+    order, at = list(range(rank)), axis_of(source, rank)
+    order.insert(axis_of(destination, rank), order.pop(at))
+    w.last("Transpose", [self], perm=order)
+
+
+def _last_two(w: Writer, self: Any) -> None:
+    _transpose(w, self, -2, -1)
+
+
+def _as_other(translate: Translator, w: Writer, self: Any, other: Any) -> None:
+    translate(w, self, [w.size(other, axis) for axis in range(w.rank(other))])
+
+
+def _type_as(w: Writer, self: Any, other: Any) -> None:
+    _cast(w, self, Code("as_scalar_type", w.dtype(other)))
+
+
+def _flip(w: Writer, self: Any, dims: Any) -> None:
+    axes = sorted({axis_of(axis, w.rank(self)) for axis in integers(dims)})
+    if not axes:
+        w.last("Identity", [self])
+        return
+    last = w.ints([-1] * len(axes))
+    w.last("Slice", [self, last, w.ints([-_END] * len(axes)), w.ints(axes), last])
+
+
+def _roll(w: Writer, self: Any, shifts: Any, dims: Any = []) -> None:
+    shift, axes = integers(shifts, 1), integers(dims, 1)
+    size = w.size(self, axes[0])
+    cut = (size - shift[0]) % max(size, 1)
+    axis = w.ints([axis_of(axes[0], w.rank(self))])
+    parts = [w.add("Slice", [self, w.ints([a]), w.ints([b]), axis]) for a, b in ((cut, size), (0, cut))]
+    w.last("Concat", parts, axis=axis_of(axes[0], w.rank(self)))
+
+
+def _variance(root: bool, w: Writer, self: Any, dim: Any = None, correction: Any = 1, keepdim: Any = False) -> None:
+    """Σ(x − mean)²/(n − correction) over the axes, or its root."""
+    rank, taken = w.rank(self), number(1 if correction is None else correction)
+    named = range(rank) if dim is None or dim == [] else integers(dim, 1 if type(dim) is int else None)
+    axes = sorted({axis_of(axis, rank) for axis in named})
+    count = 1
+    for axis in axes:
+        count *= w.size(self, axis)
+    if count <= taken:
+        raise Untranslated("a variance of too few numbers")
+    along = w.ints(axes)
+    centred = w.add("Sub", [self, w.add("ReduceMean", [self, along], keepdims=1)])
+    total = w.add("ReduceSum", [w.add("Mul", [centred, centred]), along], keepdims=int(flag(keepdim)))
+    value = [total, w.scalar(float(count - taken), self)]
+    w.last("Sqrt", [w.add("Div", value)]) if root else w.last("Div", value)
+
+
+def _variance_of(root: bool, w: Writer, self: Any, unbiased: Any = True) -> None:
+    _variance(root, w, self, None, int(flag(unbiased)))
+
+
+def _variance_along(
+    root: bool, w: Writer, self: Any, dim: Any, unbiased: Any = True, keepdim: Any = False
+) -> None:
+    _variance(root, w, self, dim, int(flag(unbiased)), keepdim)
+
+
+def _extreme(op: str, index: str, w: Writer, self: Any, dim: Any, keepdim: Any = False) -> None:
+    """The extremes along an axis, and where they stand."""
+    w.real(self)
+    axis = axis_of(dim, w.rank(self))
+    keep = int(flag(keepdim))
+    w.add(op, [self, w.ints([axis])], w.outputs[:1], keepdims=keep)
+    w.add(index, [self], w.outputs[1:2], axis=axis, keepdims=keep)
+
+
+def _topk(w: Writer, self: Any, k: Any, dim: Any = -1, largest: Any = True, sorted: Any = True) -> None:
+    w.real(self)
+    axis = axis_of(dim, w.rank(self))
+    if not flag(sorted) or not 0 < integer(k) <= w.size(self, axis):
+        raise Untranslated("the largest in no order")
+    w.add("TopK", [self, w.ints([integer(k)])], w.outputs[:2], axis=axis, largest=int(flag(largest)), sorted=1)
+
+
+def _log_sum(w: Writer, self: Any, dim: Any, keepdim: Any = False) -> None:
+    _reduced("ReduceLogSumExp", w, self, dim, keepdim)
+
+
+def _norm_along(w: Writer, self: Any, p: Any, dim: Any, keepdim: Any = False) -> None:
+    _norm(w, self, 2 if p is None else p, dim, keepdim)
+
+
+def _arg(op: str, w: Writer, self: Any, dim: Any = None, keepdim: Any = False) -> None:
+    if dim is None:
+        raise Untranslated("the place in a flattened tensor")
+    w.real(self)
+    w.last(op, [self], axis=axis_of(dim, w.rank(self)), keepdims=int(flag(keepdim)))
+
+
 MOVES: dict[str, Translator] = {
     "view.default": _view,
     "_unsafe_view.default": _view,
@@ -262,6 +367,15 @@ MOVES: dict[str, Translator] = {
     "squeeze.default": _squeeze,
     "squeeze.dim": _squeeze,
     "squeeze.dims": _squeeze,
+    "swapaxes.default": lambda w, self, axis0, axis1: _transpose(w, self, axis0, axis1),
+    "movedim.int": _move,
+    "numpy_T.default": _t,
+    "mT.default": _last_two,
+    "view_as.default": partial(_as_other, _view),
+    "reshape_as.default": partial(_as_other, _view),
+    "expand_as.default": partial(_as_other, lambda w, self, size: _expand(w, self, size)),
+    "type_as.default": _type_as,
+    "narrow.default": _narrow,
     "slice.Tensor": _slice,
     "select.int": _select,
     "split.Tensor": _split,
@@ -278,6 +392,23 @@ COPIES: dict[str, Translator] = {
     "cat.default": lambda w, tensors, dim=0: _cat(w, tensors, dim),
     "stack.default": lambda w, tensors, dim=0: _stack(w, tensors, dim),
     "repeat.default": _repeat,
+    "flip.default": _flip,
+    "roll.default": _roll,
+    "var.default": partial(_variance_of, False),
+    "std.default": partial(_variance_of, True),
+    "var.dim": partial(_variance_along, False),
+    "std.dim": partial(_variance_along, True),
+    "var.correction": lambda w, self, dim=None, correction=None, keepdim=False: _variance(False, w, self, dim, correction, keepdim),
+    "std.correction": lambda w, self, dim=None, correction=None, keepdim=False: _variance(True, w, self, dim, correction, keepdim),
+    "max.default": lambda w, self: _reduced("ReduceMax", w, self),
+    "min.default": lambda w, self: _reduced("ReduceMin", w, self),
+    "max.dim": partial(_extreme, "ReduceMax", "ArgMax"),
+    "min.dim": partial(_extreme, "ReduceMin", "ArgMin"),
+    "argmax.default": partial(_arg, "ArgMax"),
+    "argmin.default": partial(_arg, "ArgMin"),
+    "topk.default": _topk,
+    "logsumexp.default": _log_sum,
+    "norm.ScalarOpt_dim": _norm_along,
     "pad.default": _pad,
     "constant_pad_nd.default": _constant_pad,
     "reflection_pad1d.default": partial(_edge_pad, "reflect"),

@@ -10,7 +10,14 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from snaudit.formats.aten_calls import Ref, Untranslated, Writer, absent, flag, integers, number
+
+
+_WHOLE = ("bool", "uint8", "int8", "int16", "int32", "int64")
+_TYPES = {"float32": 1, "float16": 10, "float64": 11}
+"""ONNX's numbers for the dtypes that arithmetic is done in."""
 
 
 def _same(op: str, w: Writer, self: Any) -> None:
@@ -106,21 +113,35 @@ def _axis(w: Writer, ref: Any, dim: Any) -> int:
 
 
 def _pair(w: Writer, self: Any, other: Any) -> tuple[Any, Any]:
-    """Both sides of an operation, a number in the tensor's dtype; nothing is promoted."""
+    """Both sides of an operation, a number in the tensor's dtype; integers beside reals become reals."""
     if isinstance(other, Ref):
+        whole = [w.dtype(one) in _WHOLE for one in (self, other)]
+        if whole == [True, False]:
+            return w.add("Cast", [self], to=_TYPES[w.real(other)]), other
+        if whole == [False, True]:
+            return self, w.add("Cast", [other], to=_TYPES[w.real(self)])
+        if w.dtype(self) == w.dtype(other) and w.dtype(self) in ("int32", "int64"):
+            return self, other
         if w.real(self) != w.real(other):
             raise Untranslated("operands of two dtypes")
         return self, other
+    if w.dtype(self) in ("int32", "int64") and type(other) is int:
+        return self, w.constant(np.asarray(other, w.dtype(self)))
+    if w.dtype(self) in _WHOLE and type(other) is float:
+        return w.add("Cast", [self], to=_TYPES["float32"]), w.constant(np.asarray(other, np.float32))
     return self, w.scalar(other, self)
 
 
 def _binary(op: str, w: Writer, self: Any, other: Any) -> None:
+    if op == "Div":
+        w.real(self if isinstance(self, Ref) else other)  # a quotient of integers is real in torch, none in ONNX
     w.last(op, _pair(w, self, other))
 
 
 def _sum(op: str, w: Writer, self: Any, other: Any, alpha: Any = 1) -> None:
     left, right = _pair(w, self, other)
     if number(alpha) != 1.0:
+        w.real(self)
         right = w.add("Mul", [right, w.scalar(alpha, self)])
     w.last(op, [left, right])
 
@@ -170,14 +191,103 @@ def _native_layer_norm(
     _normalized(w, input, normalized_shape, weight, bias, eps)
 
 
+def _square(w: Writer, self: Any) -> None:
+    w.real(self)
+    w.last("Mul", [self, self])
+
+
+def _rsqrt(w: Writer, self: Any) -> None:
+    w.real(self)
+    w.last("Reciprocal", [w.add("Sqrt", [self])])
+
+
+def _log1p(w: Writer, self: Any) -> None:
+    w.last("Log", [w.add("Add", [self, w.scalar(1.0, self)])])
+
+
+def _log_sigmoid(w: Writer, self: Any) -> None:
+    """log σ(x) = −softplus(−x)."""
+    w.real(self)
+    w.last("Neg", [w.add("Softplus", [w.add("Neg", [self])])])
+
+
+def _shrink(hard: bool, w: Writer, self: Any, lambd: Any = 0.5) -> None:
+    w.real(self)
+    w.last("Shrink", [self], lambd=number(lambd), bias=0.0 if hard else number(lambd))
+
+
+def _glu(w: Writer, self: Any, dim: Any = -1) -> None:
+    axis = _axis(w, self, dim)
+    size = w.size(self, axis)
+    w.real(self)
+    if size % 2:
+        raise Untranslated("halves of an odd size")
+    halves = [w.fresh("half"), w.fresh("half")]
+    half = w.ints([size // 2, size // 2])
+    w.add("Split", [self, half], halves, axis=axis)
+    w.last("Mul", [halves[0], w.add("Sigmoid", [halves[1]])])
+
+
+def _clamp_min(w: Writer, self: Any, min: Any) -> None:
+    _clamp(w, self, min, None)
+
+
+def _clamp_max(w: Writer, self: Any, max: Any) -> None:
+    _clamp(w, self, None, max)
+
+
+def _raised(w: Writer, self: Any, exponent: Any) -> None:
+    w.real(self)
+    w.real(exponent)
+    w.last("Pow", _pair(w, self, exponent))
+
+
+def _scaled(op: str, w: Writer, self: Any, tensor1: Any, tensor2: Any, value: Any = 1) -> None:
+    """self + value·(tensor1 · or ÷ tensor2)."""
+    if len({w.real(one) for one in (self, tensor1, tensor2)}) != 1:
+        raise Untranslated("operands of two dtypes")
+    product = w.add(op, [tensor1, tensor2])
+    w.last("Add", [self, w.add("Mul", [product, w.scalar(value, self)])])
+
+
+def _rms_norm(w: Writer, input: Any, normalized_shape: Any, weight: Any = None, eps: Any = None) -> None:
+    """x/√(mean(x²) + ε)·weight over the last axes."""
+    sizes = integers(normalized_shape)
+    shape = tuple(w.size(input, axis) for axis in range(-len(sizes), 0))
+    if shape != tuple(sizes) or not sizes or eps is None:
+        raise Untranslated("a normalized shape that is not the input's, or an ε of the dtype")
+    axes = w.ints(list(range(-len(sizes), 0)))
+    mean = w.add("ReduceMean", [w.add("Mul", [input, input]), axes], keepdims=1)
+    root = w.add("Sqrt", [w.add("Add", [mean, w.scalar(eps, input)])])
+    quotient = w.add("Div", [input, root])
+    w.last("Identity", [quotient]) if weight is None else w.last("Mul", [quotient, weight])
+
+
 Translator = Callable[..., None]
 
 POINTWISE: dict[str, Translator] = {
     **{f"{name}.default": partial(_same, op) for name, op in {
         "relu": "Relu", "sigmoid": "Sigmoid", "tanh": "Tanh", "exp": "Exp", "log": "Log", "sqrt": "Sqrt",
         "neg": "Neg", "abs": "Abs", "erf": "Erf", "reciprocal": "Reciprocal", "sin": "Sin", "cos": "Cos",
-        "selu": "Selu", "hardswish": "HardSwish", "mish": "Mish",
+        "selu": "Selu", "hardswish": "HardSwish", "mish": "Mish", "atan": "Atan", "asin": "Asin", "acos": "Acos",
+        "tan": "Tan", "sinh": "Sinh", "cosh": "Cosh", "asinh": "Asinh", "floor": "Floor", "ceil": "Ceil", "sign": "Sign",
+        "round": "Round",
     }.items()},
+    "square.default": _square,
+    "rsqrt.default": _rsqrt,
+    "log1p.default": _log1p,
+    "log_sigmoid.default": _log_sigmoid,
+    "softshrink.default": partial(_shrink, False),
+    "hardshrink.default": partial(_shrink, True),
+    "glu.default": _glu,
+    "clamp_min.default": _clamp_min,
+    "clamp_max.default": _clamp_max,
+    "pow.Tensor_Tensor": _raised,
+    "addcmul.default": partial(_scaled, "Mul"),
+    "addcdiv.default": partial(_scaled, "Div"),
+    "max.other": partial(_binary, "Max"),
+    "min.other": partial(_binary, "Min"),
+    "rms_norm.default": _rms_norm,
     "silu.default": _silu,
     "gelu.default": _gelu,
     "leaky_relu.default": _leaky_relu,

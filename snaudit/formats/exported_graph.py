@@ -23,15 +23,17 @@ from onnx import helper
 from snaudit.errors import UnreadableModel
 from snaudit.formats.aten_affine import AFFINE
 from snaudit.formats.aten_calls import DOMAIN, OPSET, Ref, Untranslated, Writer
+from snaudit.formats.aten_made import MADE
 from snaudit.formats.aten_moves import COPIES, MOVES
 from snaudit.formats.aten_pointwise import POINTWISE, Translator
+from snaudit.formats.aten_recurrent import RECURRENT
 from snaudit.formats.exported_program import Call, NotTaken, Program, functional, may_write, program_of
 from snaudit.formats.onnx_graph import graph_of
 from snaudit.formats.onnx_tensors import DTYPES as ONNX_DTYPES
 from snaudit.formats.onnx_weights import MARK
 from snaudit.model import Tensor
 
-TRANSLATORS: dict[str, Translator] = POINTWISE | AFFINE | MOVES | COPIES
+TRANSLATORS: dict[str, Translator] = POINTWISE | AFFINE | RECURRENT | MOVES | COPIES | MADE
 VIEWS = frozenset(MOVES) | {
     "contiguous.default", "alias.default", "detach.default", "dropout.default", "feature_dropout.default",
     "alpha_dropout.default",

@@ -42,9 +42,10 @@ def library(names: Iterable[str], root: str, load: Callable[[str, int], bytes]) 
 
     Raises NotTaken for code of a later version or of another form than TorchScript's.
     """
-    version = load(root + "version", 16) if root + "version" in names else b""
+    found_at = next((root + at for at in ("version", ".data/version") if root + at in names), None)
+    version = load(found_at, 16) if found_at else b""
     if not version.strip().isdigit() or int(version) > _NEWEST:
-        raise NotTaken(f"its code is of version {version[:10]!r}, later than {_NEWEST}")
+        raise NotTaken(f"its code's version ({version[:10].decode('ascii', 'replace').strip()}) is not known")
     start, left, found = root + "code/", _MOST_CODE, Library()
     for name in names:
         if name.startswith(start) and name.endswith(".py"):

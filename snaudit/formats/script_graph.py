@@ -18,6 +18,7 @@ from onnx import helper
 
 from snaudit.errors import UsageError
 from snaudit.formats.aten_calls import DOMAIN, OPSET, Claim, Code, Ref, Writer
+from snaudit.formats.aten_made import MADE
 from snaudit.formats.exported_graph import NUMBERS, PURE, TRANSLATORS, VIEWS, Translated, program_graph, translate
 from snaudit.formats.exported_program import Call, NotTaken, Program, functional, may_write
 from snaudit.formats.onnx_tensors import DTYPES as ONNX_DTYPES
@@ -85,10 +86,11 @@ class _Tracer:
         if type(value) in (list, tuple):
             if any(type(one) in (list, tuple) for one in value):
                 raise NotTaken("a list of lists as an argument")
-            return [one.value if isinstance(one, Num) else one for one in value]
+            known = [self.number(one) for one in value]
+            return [one.value if isinstance(one, Num) else one for one in known]
         if isinstance(value, Ref) and value is not tensors[0] and value.name in self.held:
             tensor = self.tensors[self.held[value.name]]
-            first = self.claims[tensors[0].name]
+            first = self.claims.get(tensors[0].name, Claim(None, ()))
             if tensor.shape == () and tensor.dtype in _REAL and first.shape and first.dtype in _REAL:
                 return float(tensor.load())
         return value
@@ -97,7 +99,7 @@ class _Tracer:
         """The dtype that `to` converts into; None where it only moves."""
         for one in (*rest, keywords.get("dtype")):
             if isinstance(one, Ref):
-                return Code("as_scalar_type", self.claims[one.name].dtype)
+                return Code("as_scalar_type", self.claims.get(one.name, Claim(None, ())).dtype)
             if type(one) is int:
                 return _code(one)
         return None
@@ -110,6 +112,8 @@ class _Tracer:
         made = count_of(target, named, self.claims, count)
         names = self._names(f"{place}.{op}".lstrip("."), max(made, 1) if made is not None else 1)
         reads = tuple(_reads([*named.values()]))
+        if not reads and target not in MADE:
+            raise NotTaken(f"it calls {op[:80]} on no tensor")
         call = Call(target, names[0], named, names, reads)
         self._translate(call)
         if target == "embedding.default" and isinstance(named.get("indices"), Ref):

@@ -16,10 +16,11 @@ _ONLY = {
     "add": "add.Tensor", "sub": "sub.Tensor", "mul": "mul.Tensor", "div": "div.Tensor", "rsub": "rsub.Scalar",
     "flatten": "flatten.using_ints", "transpose": "transpose.int", "slice": "slice.Tensor", "select": "select.int",
     "unbind": "unbind.int", "unflatten": "unflatten.int", "softmax": "softmax.int", "log_softmax": "log_softmax.int",
-    "to": "to.dtype", "conv_transpose2d": "conv_transpose2d.input", "conv_transpose3d": "conv_transpose3d.input",
+    "to": "to.dtype", "lstm": "lstm.input", "gru": "gru.input", "rnn_tanh": "rnn_tanh.input",
+    "rnn_relu": "rnn_relu.input", "movedim": "movedim.int", "index": "index.Tensor", "conv_transpose2d": "conv_transpose2d.input", "conv_transpose3d": "conv_transpose3d.input",
 }  # fmt: skip
 _MADE = {
-    "lstm.input": 3, "gru.input": 2, "rnn_tanh.input": 2, "rnn_relu.input": 2, "max.dim": 2, "min.dim": 2, "topk.default": 2,
+    "lstm.input": 3, "gru.input": 2, "rnn_tanh.input": 2, "rnn_relu.input": 2, "max.dim": 2, "min.dim": 2, "topk.default": 2, "lstm_cell.default": 2,
     "sort.default": 2, "native_layer_norm.default": 3, "native_batch_norm.default": 3, "native_group_norm.default": 3,
     "max_pool1d_with_indices.default": 2, "max_pool2d_with_indices.default": 2, "max_pool3d_with_indices.default": 2,
     "adaptive_max_pool1d.default": 2, "adaptive_max_pool2d.default": 2, "adaptive_max_pool3d.default": 2,
@@ -45,6 +46,23 @@ def target_of(op: str, args: list[Any], keywords: Mapping[str, Any]) -> str:
         return "squeeze.default" if second is None else "squeeze.dim" if type(second) is int else "squeeze.dims"
     if op == "pow":
         return "pow.Tensor_Tensor" if isinstance(second, Ref) else "pow.Tensor_Scalar"
+    if op in ("eq", "ne", "lt", "le", "gt", "ge", "masked_fill"):
+        last = args[-1] if args else None
+        return f"{op}.{'Tensor' if isinstance(last, Ref) else 'Scalar'}"
+    if op in ("max", "min") and isinstance(second, Ref):
+        return f"{op}.other"
+    if op in ("var", "std"):
+        return f"{op}.correction" if "correction" in keywords else f"{op}.{'default' if type(second) is bool or second is None else 'dim'}"
+    if op == "where":
+        return "where.self" if len(args) == 3 else "where.default"
+    if op == "arange":
+        return f"arange.{('default', 'start', 'start_step')[min(sum(type(one) in (int, float) for one in args), 3) - 1]}"
+    if op.startswith("upsample_"):
+        return f"{op}.{'vec' if type(args[-1]) is list or (len(args) == 3 and args[1] is None) else 'default'}"
+    if op in ("bitwise_and", "bitwise_or"):
+        return f"{op}.Tensor"
+    if op == "norm":
+        return "norm.ScalarOpt_dim" if len(args) > 2 else "norm.Scalar"
     found = [target for target in TRANSLATORS if target.partition(".")[0] == op]
     default = f"{op}.default"
     if default in found or not found:

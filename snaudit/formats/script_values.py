@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from snaudit.formats.aten_calls import Code, Ref
 from snaudit.formats.exported_program import NotTaken
 
@@ -117,6 +119,20 @@ def _set_item(items: list[Any], index: int, item: Any) -> list[Any]:
     return items
 
 
+def _pop(items: list[Any], index: int = -1) -> Any:
+    return items.pop(index)
+
+
+def _insert(items: list[Any], index: int, item: Any) -> None:
+    items.insert(index, item)
+
+
+def _extend(items: list[Any], more: Any) -> None:
+    if len(items) + len(more) > _MOST_ITEMS:
+        raise NotTaken("a list or text that grows too long")
+    items.extend(more)
+
+
 def _same(a: Any, b: Any) -> bool:
     if a is not None and b is not None:
         raise NotTaken("it asks whether two values are one")
@@ -133,6 +149,8 @@ PLAIN: dict[str, Callable[..., Any]] = {
     "floordiv": operator.floordiv, "floor_divide": operator.floordiv, "remainder": operator.mod, "neg": operator.neg,
     "pow": operator.pow, "abs": abs, "sqrt": math.sqrt, "floor": _integral(math.floor), "ceil": _integral(math.ceil),
     "len": _length, "append": _append, "_set_item": _set_item, "slice": _sliced, "list": list,
+    "pop": _pop, "insert": _insert, "extend": _extend, "reverse": lambda items: items.reverse(), "copy": list,
+    "clear": lambda items: items.clear(),
     "__is__": _same, "__isnot__": lambda a, b: not _same(a, b), "__not__": operator.not_,
     "__and__": operator.and_, "__or__": operator.or_, "__contains__": lambda items, one: one in items,
     "__range_length": _range_length, "__derive_index": lambda i, low, step: low + i * step,
@@ -143,7 +161,7 @@ PLAIN: dict[str, Callable[..., Any]] = {
 }  # fmt: skip
 """What ops do where no tensor is among their arguments."""
 
-ON_ANYTHING = frozenset(("append", "_set_item", "__is__", "__isnot__", "list"))
+ON_ANYTHING = frozenset(("append", "_set_item", "__is__", "__isnot__", "list", "insert", "pop", "extend"))
 """Those that move values about, tensors too."""
 
 _UNWRAP = frozenset(("Int", "Float", "Bool", "IntImplicit", "FloatImplicit", "ScalarImplicit", "item"))
@@ -159,8 +177,8 @@ def applied(name: str, args: list[Any], keywords: dict[str, Any]) -> Any:
     values = [one.value if isinstance(one, Num) else one for one in args]
     if name in ("eq", "ne", "__contains__") and any(isinstance(one, Ref) for v in values for one in _items(v)):
         raise NotTaken("it compares tensors")
-    if wrapped and name in ("div", "sqrt", "pow") or any(isinstance(v, Num) for v in keywords.values()):
-        raise NotTaken(f"{name} of a tensor's number")  # float32, where numbers are float64
+    if any(isinstance(v, Num) for v in keywords.values()):
+        raise NotTaken(f"{name} of a tensor's number by keyword")
     if name in ("mul", "add") and any(type(one) in (list, str) for one in values):
         size = [one if type(one) is int else len(one) for one in values if type(one) in (int, list, str)]
         if (math.prod(size) if name == "mul" else sum(size)) > _MOST_ITEMS:
@@ -168,4 +186,6 @@ def applied(name: str, args: list[Any], keywords: dict[str, Any]) -> Any:
     if name == "pow" and not all(type(one) in (int, float) and abs(one) < 4096 for one in values):
         raise NotTaken("a power of large numbers")
     result = checked(PLAIN[name](*values, **keywords))
+    if wrapped and name in ("div", "sqrt", "pow") and type(args[0]) is Num and type(values[0]) is int:
+        result = float(np.float32(result))  # torch makes float32 of integers that it divides
     return Num(result) if wrapped and name not in _UNWRAP and type(result) in (int, float, bool) else result

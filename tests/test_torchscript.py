@@ -1,0 +1,366 @@
+"""TorchScript: the graph read from its code computes what torch computes, and its code is never run."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+import warnings
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_exported_programs import SINGLE, Residual, outputs_of, rand
+from torch import nn
+from torch.nn import functional as F
+
+import snaudit
+from snaudit import formats
+from snaudit.errors import ModelError, UsageError
+from snaudit.model import Model
+
+HEAVY = {"torch", "onnxruntime"}
+
+
+def scripted(module: nn.Module, path: Path, *inputs: Any, trace: bool = True) -> Path:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch deprecates TorchScript; its files live on
+        made = torch.jit.trace(module.eval(), inputs, check_trace=False) if trace else torch.jit.script(module.eval())
+        made.save(str(path))
+    return path
+
+
+def agree(module: nn.Module, path: Path, *inputs: torch.Tensor, trace: bool = True) -> Model:
+    """Nothing is left opaque, and onnxruntime computes what torch does."""
+    sizes = tuple(",".join(map(str, x.shape)) for x in inputs)
+    model = formats.read(scripted(module, path, *inputs, trace=trace), None, sizes)
+    assert model.graph is not None and not any("not translated" in note for note in model.notes), model.notes
+    with torch.no_grad():
+        wanted = module(*inputs)
+    found = outputs_of(model, inputs)
+    for mine, its in zip(found, [wanted] if isinstance(wanted, torch.Tensor) else wanted, strict=True):
+        assert mine.shape == tuple(its.shape)
+        assert np.abs(mine - its.numpy()).max() <= SINGLE * max(1.0, float(its.abs().max()))
+    return model
+
+
+class Attending(nn.Module):
+    """A pre-norm block whose heads are cut by the sizes of its input, as people write it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.qkv, self.out = nn.LayerNorm(8), nn.Linear(8, 24), nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        b, n, d = x.shape
+        q, k, v = self.qkv(self.norm(x)).reshape(b, n, 3, 2, d // 2).permute(2, 0, 3, 1, 4).unbind(0)
+        scores = q @ k.transpose(-2, -1) * (d // 2) ** -0.5
+        scores = scores.masked_fill(torch.ones(n, n).triu(1) == 1, float("-inf"))
+        return x + self.out((scores.softmax(-1) @ v).transpose(1, 2).reshape(b, n, d))
+
+
+class Unet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.mid, self.up = nn.Conv2d(2, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        skip = F.leaky_relu(self.down(x), 0.1)
+        y = F.relu(self.mid(F.max_pool2d(skip, 2)))
+        y = F.interpolate(y, scale_factor=2.0, mode="bilinear", align_corners=False)
+        return self.up(torch.cat([y, skip], 1)).clamp(-1.0, 1.0)
+
+
+class Recurrent(nn.Module):
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        made = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}[kind]
+        self.cell, self.head = made(3, 4, num_layers=2, bidirectional=True, batch_first=True), nn.Linear(8, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.cell(x)[0][:, -1])
+
+
+class Steps(nn.Module):
+    """A loop, a list, a condition on a size and a number for an argument: what only scripting keeps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
+
+    def forward(self, x: torch.Tensor, times: int = 3, scale: float = 0.5) -> torch.Tensor:
+        seen = [x]
+        for i in range(times):
+            if i % 2 == 0 and x.size(0) < 10:
+                x = self.layers[0](x).relu()
+            else:
+                x = self.layers[1](x) * scale
+            seen.append(x)
+        while len(seen) > 3:
+            seen.pop()
+        return torch.stack(seen, 0).sum(0)
+
+
+MODULES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "residual": (Residual, (1, 2, 6, 6)), "attention": (Attending, (2, 5, 8)), "unet": (Unet, (1, 2, 8, 8)),
+    "lstm": (lambda: Recurrent("lstm"), (2, 5, 3)), "gru": (lambda: Recurrent("gru"), (2, 5, 3)),
+    "rnn": (lambda: Recurrent("rnn"), (2, 5, 3)), "mlp": (lambda: nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 2)), (3, 4)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("trace", [True, False], ids=["traced", "scripted"])
+@pytest.mark.parametrize("name", MODULES)
+def test_its_graph_computes_what_it_computes(name: str, trace: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    make, shape = MODULES[name]
+    agree(make(), tmp_path / "m.pt", rand(*shape), trace=trace)
+
+
+ALIKE = ("residual", "lstm", "gru", "mlp")
+"""Those that torch's ONNX exporter writes with the same ops; in others it takes apart what stays whole here."""
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_its_bound_holds_and_is_that_of_the_onnx_export(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    make, shape = MODULES[name]
+    net, x = make().eval(), rand(*shape)
+    path = scripted(net, tmp_path / "m.pt", x)
+    mine = snaudit.audit(path, input_size=(",".join(map(str, shape)),)).network
+    assert mine.bound.bounded and mine.bound.grade.name == "PROVED"
+    net = net.double()
+    points = [x.double() * scale for scale in (0.0, 0.3, 1.0)]
+    seen = max(
+        float(torch.linalg.matrix_norm(torch.autograd.functional.jacobian(net, p).reshape(-1, x.numel()), 2)) for p in points
+    )
+    assert 0.0 < seen <= mine.bound.upper
+    if name not in ALIKE:
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(net.float(), (x,), tmp_path / "m.onnx", dynamo=True, optimize=False, verbose=False)
+    its = snaudit.audit(tmp_path / "m.onnx").network
+
+    def composed(network: Any) -> float:
+        return next((m.bound.upper for m in network.methods if "composition" in m.name), network.bound.upper)
+
+    assert composed(mine) == pytest.approx(composed(its), rel=1e-5)
+
+
+def test_the_graph_costs_no_torch_and_runs_nothing(tmp_path: Path) -> None:
+    path = scripted(Unet(), tmp_path / "m.pt", rand(1, 2, 8, 8))
+    code = (
+        "import sys, snaudit.cli\n"
+        f"done = snaudit.cli.main(['check', {str(path)!r}, '--input-size', '1,2,8,8', '--max-lipschitz', '100', "
+        "'--witness-seconds', '0'])\n"
+        f"print(done, sorted({HEAVY!r} & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stderr.strip().splitlines()[-1] == "0 []", done.stderr + done.stdout
+
+
+def test_loops_lists_and_numbers_are_followed(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net, x = Steps().eval(), rand(2, 4)
+    path = scripted(net, tmp_path / "m.pt", trace=False)
+    for sizes, arguments in ((("2,4",), ()), (("x=2,4", "times=5"), (5,)), (("times=2", "x=2,4", "scale=2"), (2, 2.0))):
+        model = formats.read(path, None, sizes)
+        assert np.abs(outputs_of(model, (x,))[0] - net(x, *arguments).detach().numpy()).max() < 1e-5
+    for wrong in ("y=2,4", "times=2"):
+        with pytest.raises(UsageError, match="forward takes x, times, scale"):
+            formats.read(path, None, (wrong,))
+
+
+def test_indices_are_taken_as_integers(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 2))
+    ids = torch.tensor([[1, 8, 0]])
+    path = scripted(net, tmp_path / "m.pt", ids)
+    model = formats.read(path, None, ("1,3",))
+    assert np.abs(outputs_of(model, (ids,))[0] - net(ids).detach().numpy()).max() < 1e-6
+    assert any("as integers: input" in note for note in model.notes)
+
+
+def test_without_a_size_it_says_how_to_get_a_graph(tmp_path: Path) -> None:
+    path = scripted(nn.Sequential(nn.Linear(3, 2)), tmp_path / "m.pt", rand(1, 3))
+    report = snaudit.audit(path)
+    assert report.network.bound.grade.name == "ASSUMED" and not report.model.graph
+    assert any("--input-size" in note for note in report.model.notes)
+    with pytest.raises(UsageError, match="--key"):
+        formats.read(path, "0", ("1,3",))
+
+
+class Stateful(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lin = nn.Linear(2, 2)
+        self.register_buffer("state", torch.ones(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.state = self.lin(x + self.state)[0]
+        return self.state
+
+
+def test_state_is_that_which_is_stored(tmp_path: Path) -> None:
+    net, x = Stateful().eval(), rand(1, 2)
+    path = scripted(net, tmp_path / "m.pt", trace=False)
+    model = formats.read(path, None, ("1,2",))
+    assert np.abs(outputs_of(model, (x,))[0] - net(x).detach().numpy()).max() < 1e-6
+    assert any("keeps state (state)" in note for note in model.notes)
+
+
+def test_a_real_one() -> None:
+    """Silero's voice activity detector: scripted, with two models, state, and a number for an argument."""
+    folder = os.environ.get("SNAUDIT_MODELS")
+    if folder is None:
+        pytest.skip("no real models here: set SNAUDIT_MODELS")
+    path = Path(folder) / "silero_vad" / "data" / "silero_vad.jit"
+    torch.manual_seed(0)
+    x = torch.randn(1, 512) * 0.1
+    for rate, size in ((16000, 512), (8000, 256)):
+        model = formats.read(path, None, (f"x=1,{size}", f"sr={rate}"))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            wanted = torch.jit.load(str(path))(x[:, :size], rate).detach().numpy()
+        assert np.abs(outputs_of(model, (x[:, :size],))[0] - wanted).max() < 1e-6
+
+
+# What is not followed
+
+
+def branching(x: torch.Tensor) -> torch.Tensor:
+    if bool(x.sum() > 0):
+        x = x * 2
+    return x
+
+
+def endless(x: torch.Tensor) -> torch.Tensor:
+    n = 1
+    while n > 0:
+        n += 1
+        if n > 1000:
+            n = 1
+    return x
+
+
+def growing(x: torch.Tensor) -> torch.Tensor:
+    items = [1]
+    for i in range(60):
+        items = items + items
+    return x * float(len(items))
+
+
+def deep(x: torch.Tensor) -> torch.Tensor:
+    n = 3
+    for i in range(60):
+        n = n * n + 1
+    return x * float(n)
+
+
+def written(x: torch.Tensor) -> torch.Tensor:
+    y = x * 2
+    z = y.t()
+    y.mul_(3.0)
+    return z + y
+
+
+def drawn(x: torch.Tensor) -> torch.Tensor:
+    return F.dropout(x, 0.5, True)
+
+
+REFUSED = {
+    "branching": (branching, "branches on what it computes"), "endless": (endless, "too many steps"),
+    "growing": (growing, "grows too long"), "deep": (deep, "64 bits"), "written": (written, "may be read elsewhere"),
+}  # fmt: skip
+
+
+class Called(nn.Module):
+    """A module whose forward is one of the functions above."""
+
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        self.lin = nn.Linear(3, 3)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self.function = torch.jit.script(function)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.function(self.lin(x))
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_not_followed_has_no_graph_and_a_reason(name: str, tmp_path: Path) -> None:
+    function, said = REFUSED[name]
+    model = formats.read(scripted(Called(function), tmp_path / "m.pt", trace=False), None, ("3,3",))
+    assert model.graph is None and any("its graph is not read" in n and said in n for n in model.notes), model.notes
+
+
+def test_a_random_network_has_a_gap(tmp_path: Path) -> None:
+    path = scripted(Called(drawn), tmp_path / "m.pt", trace=False)
+    report = snaudit.audit(path, input_size=("3,3",))
+    assert not report.network.bound.bounded and any("dropout" in gap.op for gap in report.gaps)
+
+
+def test_training_mode_has_no_graph(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.script(nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)).train()).save(str(tmp_path / "m.pt"))
+    model = formats.read(tmp_path / "m.pt", None, ("2,3",))
+    assert model.graph is None
+
+
+def rewritten(path: Path, target: Path, change: Callable[[str, bytes], bytes]) -> Path:
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as new:
+        for name in old.namelist():
+            new.writestr(name, change(name, old.read(name)))
+    return target
+
+
+CODE = {
+    "deeply nested": b"def f(x: Tensor) -> Tensor:\n  return " + b"(" * 5000 + b"x" + b")" * 5000,
+    "a long chain": b"def f(x: Tensor) -> Tensor:\n  return " + b"-" * 100_000 + b"1",
+    "a great number": b"def f(x: Tensor) -> Tensor:\n  return " + b"9" * 10_000,
+    "zeros": b"\0" * 100, "no text": b"\xff\xfe\xfa", "decorated": b"@f\ndef f(x: Tensor) -> Tensor:\n  return x",
+    "twice": b"def f(x: Tensor) -> Tensor:\n  return x\ndef f(x: Tensor) -> Tensor:\n  return x",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CODE)
+def test_code_that_is_none(name: str, tmp_path: Path) -> None:
+    path = scripted(nn.Sequential(nn.Linear(3, 2)), tmp_path / "m.pt", rand(1, 3))
+
+    def change(record: str, data: bytes) -> bytes:
+        return data + b"\n" + CODE[name] if record.endswith(".py") else data
+
+    model = formats.read(rewritten(path, tmp_path / "n.pt", change), None, ("1,3",))
+    assert model.graph is None and any("its graph is not read" in note for note in model.notes)
+
+
+def test_changed_code_has_a_graph_or_a_reason(tmp_path: Path) -> None:
+    """Whatever stands in the code: a graph, no graph with a note, or one line of error; and all of it soon."""
+    torch.manual_seed(0)
+    path = scripted(Residual(), tmp_path / "m.pt", rand(1, 2, 6, 6), trace=False)
+    rng, taken = random.Random(7), 0
+    pieces = [b"self", b"x", b"None", b"-1", b"0", b"9223372036854775807", b"[]", b"(", b")", b"torch.relu", b"torch.size", b"1.5",
+              b"__torch__", b"CONSTANTS.c0", b"while True:\n      pass", b"True", b".forward", b", ", b"ops.prim.NumToTensor"]  # fmt: skip
+
+    def change(record: str, data: bytes) -> bytes:
+        if not record.endswith(".py") or rng.random() < 0.5:
+            return data
+        words = data.split(b" ")
+        words[rng.randrange(len(words))] = rng.choice(pieces)
+        return b" ".join(words)
+
+    for _ in range(150):
+        try:
+            model = formats.read(rewritten(path, tmp_path / "n.pt", change), None, ("1,2,6,6",))
+        except (ModelError, UsageError):
+            continue
+        taken += model.graph is not None
+        assert model.graph is not None or model.notes
+    assert taken > 2

@@ -335,12 +335,18 @@ def _shape_of(walk: Walk, node: ir.Node, value: Value) -> tuple[Value, ...]:
     return (Value(UNBOUNDED, value.sources, jumps=where_is(node)),)
 
 
+_EXPORT = "export the model in eval mode with torch.onnx.export, which writes it with other ops, and audit that file"
+
+
 def _unknown(node: ir.Node, op: str, domain: str) -> Unbounded:
     if not domain and op in ("Loop", "Scan"):
         return Unbounded(
             f"{op} repeats its body", "export with a fixed number of steps, unrolled", "control-flow"
         )
     name = f"{domain}.{op}" if domain else op
+    if domain == "aten":
+        reason = f"PyTorch's {op} is not translated: {node.doc_string or 'there is no translation of it'}"
+        return Unbounded(reason, _EXPORT, "no-rule")
     return Unbounded(f"no rule for {name}", "use standard ONNX ops, or write a rule (docs)", "no-rule")
 
 

@@ -66,6 +66,8 @@ class Writer:
     constants: dict[str, np.ndarray] = field(default_factory=dict)
     used: list[tuple[str, Any]] = field(default_factory=list)
     label: str = ""
+    refusal: str = ""
+    """Why the last call that was not translated was not."""
     outputs: tuple[str, ...] = ()
     _count: int = 0
 

@@ -13,7 +13,6 @@ from snaudit.formats.aten_calls import (
     Ref,
     Untranslated,
     Writer,
-    absent,
     axis_of,
     flag,
     integer,

@@ -27,13 +27,14 @@ from snaudit.formats.aten_made import MADE
 from snaudit.formats.aten_moves import COPIES, MOVES
 from snaudit.formats.aten_pointwise import POINTWISE, Translator
 from snaudit.formats.aten_recurrent import RECURRENT
+from snaudit.formats.aten_sums import SUMS
 from snaudit.formats.exported_program import Call, NotTaken, Program, functional, may_write, program_of
 from snaudit.formats.onnx_graph import graph_of
 from snaudit.formats.onnx_tensors import DTYPES as ONNX_DTYPES
 from snaudit.formats.onnx_weights import MARK
 from snaudit.model import Tensor
 
-TRANSLATORS: dict[str, Translator] = POINTWISE | AFFINE | RECURRENT | MOVES | COPIES | MADE
+TRANSLATORS: dict[str, Translator] = POINTWISE | AFFINE | RECURRENT | MOVES | COPIES | SUMS | MADE
 VIEWS = frozenset(MOVES) | {
     "contiguous.default", "alias.default", "detach.default", "dropout.default", "feature_dropout.default",
     "alpha_dropout.default",
@@ -155,9 +156,9 @@ def _write(program: Program, writer: Writer) -> list[str]:
             raise NotTaken(f"{call.label} may write into its inputs ({call.target}): export it in eval mode")
         if rest and any(name in read for name in rest):
             inputs = [writer.name_of(Ref(name)) for name in dict.fromkeys(call.reads)]
-            writer.nodes.append(
-                helper.make_node(call.target, inputs, rest, name=call.label, domain=DOMAIN)
-            )
+            node = helper.make_node(call.target, inputs, rest, name=call.label, domain=DOMAIN)
+            node.doc_string = writer.refusal
+            writer.nodes.append(node)
             opaque += [name for name in rest if varying & set(call.reads)]
         if varying & set(call.reads):
             varying.update(call.outputs)
@@ -171,13 +172,14 @@ def translate(call: Call, writer: Writer) -> list[str]:
     writer.label, writer.outputs = call.label, call.outputs
     try:
         if translator is None:
-            raise Untranslated("no translator")
+            raise Untranslated("there is no translation of it")
         try:
             inspect.signature(translator).bind(writer, **call.args)
         except TypeError as error:
             raise Untranslated("arguments that its schema does not have") from error
         translator(writer, **call.args)
-    except Untranslated:
+    except Untranslated as refusal:
+        writer.refusal = str(refusal)
         del writer.nodes[nodes:]
         while len(writer.constants) > constants:
             writer.constants.popitem()

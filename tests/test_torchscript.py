@@ -325,6 +325,7 @@ CODE = {
     "deeply nested": b"def f(x: Tensor) -> Tensor:\n  return " + b"(" * 5000 + b"x" + b")" * 5000,
     "a long chain": b"def f(x: Tensor) -> Tensor:\n  return " + b"-" * 100_000 + b"1",
     "a great number": b"def f(x: Tensor) -> Tensor:\n  return " + b"9" * 10_000,
+    "a long list": b"def f(x: Tensor) -> Tensor:\n  return [" + b"x," * 1_000_000 + b"]",
     "zeros": b"\0" * 100, "no text": b"\xff\xfe\xfa", "decorated": b"@f\ndef f(x: Tensor) -> Tensor:\n  return x",
     "twice": b"def f(x: Tensor) -> Tensor:\n  return x\ndef f(x: Tensor) -> Tensor:\n  return x",
 }  # fmt: skip

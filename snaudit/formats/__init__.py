@@ -12,7 +12,14 @@ from snaudit.errors import EmptyModel, UnreadableModel, UnsupportedModel, UsageE
 from snaudit.formats.interface import Format
 from snaudit.formats.npz import NPZ
 from snaudit.formats.onnx import ONNX, read_at
-from snaudit.formats.pytorch import PT2, TORCH_LEGACY, TORCH_ZIP, TORCHSCRIPT, read_exported_at, read_script_at
+from snaudit.formats.pytorch import (
+    PT2,
+    TORCH_LEGACY,
+    TORCH_ZIP,
+    TORCHSCRIPT,
+    read_exported_at,
+    read_script_at,
+)
 from snaudit.formats.safetensors import INDEX, SAFETENSORS, SHARDED
 from snaudit.formats.source import Source
 from snaudit.model import Model

@@ -7,7 +7,18 @@ from typing import Any
 
 import numpy as np
 
-from snaudit.formats.aten_calls import Ref, Untranslated, Writer, absent, axis_of, flag, integer, integers, number, tensors
+from snaudit.formats.aten_calls import (
+    Ref,
+    Untranslated,
+    Writer,
+    absent,
+    axis_of,
+    flag,
+    integer,
+    integers,
+    number,
+    tensors,
+)
 from snaudit.formats.aten_pointwise import Translator
 
 

@@ -12,8 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from snaudit.formats.aten_calls import Ref, Untranslated, Writer, absent, flag, integers, number
-
+from snaudit.formats.aten_calls import (
+    Ref,
+    Untranslated,
+    Writer,
+    absent,
+    flag,
+    integers,
+    number,
+)
 
 _WHOLE = ("bool", "uint8", "int8", "int16", "int32", "int64")
 _TYPES = {"float32": 1, "float16": 10, "float64": 11}

@@ -5,7 +5,14 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from snaudit.formats.aten_calls import Untranslated, Writer, flag, integer, number, tensors
+from snaudit.formats.aten_calls import (
+    Untranslated,
+    Writer,
+    flag,
+    integer,
+    number,
+    tensors,
+)
 from snaudit.formats.aten_pointwise import Translator
 
 _ORDER = {"LSTM": (0, 3, 1, 2), "GRU": (1, 0, 2), "RNN": (0,)}

@@ -5,7 +5,16 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from snaudit.formats.aten_calls import Untranslated, Writer, absent, axis_of, flag, integer, integers, number
+from snaudit.formats.aten_calls import (
+    Untranslated,
+    Writer,
+    absent,
+    axis_of,
+    flag,
+    integer,
+    integers,
+    number,
+)
 from snaudit.formats.aten_pointwise import Translator
 
 

@@ -15,7 +15,14 @@ from typing import Any
 
 from snaudit.errors import EmptyModel, RefusedModel, UnreadableModel, UsageError
 from snaudit.formats.pickles import Opaque, Pairs
-from snaudit.formats.rebuilds import INSIDE_PICKLE, NUMPY_ARRAY, Number, Quantized, Storage, Unread
+from snaudit.formats.rebuilds import (
+    INSIDE_PICKLE,
+    NUMPY_ARRAY,
+    Number,
+    Quantized,
+    Storage,
+    Unread,
+)
 from snaudit.formats.views import View
 from snaudit.model import LeftOut
 from snaudit.names import printable
@@ -23,10 +30,7 @@ from snaudit.names import printable
 _MAX_DEPTH, _MAX_STEPS, _KEYS_SHOWN = 64, 5_000_000, 12
 REMEDY = "save a state dict instead: torch.save(model.state_dict(), PATH)"
 
-MODEL_KEYS = frozenset("""
-    state_dict model model_state_dict model_state model_dict module net network weights params parameters
-    state_dicts models generator discriminator net_g net_d netg netd g d encoder decoder backbone student
-""".split())
+MODEL_KEYS = frozenset(["state_dict", "model", "model_state_dict", "model_state", "model_dict", "module", "net", "network", "weights", "params", "parameters", "state_dicts", "models", "generator", "discriminator", "net_g", "net_d", "netg", "netd", "g", "d", "encoder", "decoder", "backbone", "student"])
 """Keys under which checkpoints keep weights: loose tensors beside one of them are left out."""
 
 _OPTIMIZER = re.compile(r"(^|[_.])(optim\w*|opt|opts|adam\w*|sgd|momentum)([_.]|$)", re.IGNORECASE)

@@ -28,7 +28,14 @@ from snaudit.formats.aten_moves import COPIES, MOVES
 from snaudit.formats.aten_pointwise import POINTWISE, Translator
 from snaudit.formats.aten_recurrent import RECURRENT
 from snaudit.formats.aten_sums import SUMS
-from snaudit.formats.exported_program import Call, NotTaken, Program, functional, may_write, program_of
+from snaudit.formats.exported_program import (
+    Call,
+    NotTaken,
+    Program,
+    functional,
+    may_write,
+    program_of,
+)
 from snaudit.formats.onnx_graph import graph_of
 from snaudit.formats.onnx_tensors import DTYPES as ONNX_DTYPES
 from snaudit.formats.onnx_weights import MARK

@@ -273,12 +273,7 @@ def _check_order(given: set[str], calls: tuple[Call, ...], outputs: tuple[str, .
         raise NotTaken("a name with a slash")
 
 
-WRITERS = frozenset("""
-    _batch_norm_with_update _cummax_helper _cummin_helper _flash_attention_forward_no_dropout_inplace
-    _fused_moving_avg_obs_fq_helper fused_moving_avg_obs_fake_quant _native_batch_norm_legit record_stream
-    rrelu_with_noise set_data retain_grad batch_norm native_batch_norm cudnn_batch_norm miopen_batch_norm
-    instance_norm __iand__ __ilshift__ __ior__ __irshift__ __ixor__
-""".split())
+WRITERS = frozenset(["_batch_norm_with_update", "_cummax_helper", "_cummin_helper", "_flash_attention_forward_no_dropout_inplace", "_fused_moving_avg_obs_fq_helper", "fused_moving_avg_obs_fake_quant", "_native_batch_norm_legit", "record_stream", "rrelu_with_noise", "set_data", "retain_grad", "batch_norm", "native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm", "instance_norm", "__iand__", "__ilshift__", "__ior__", "__irshift__", "__ixor__"])
 """Ops that write into an input (normalizations where they train) and are not named for it."""
 
 

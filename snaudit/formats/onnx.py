@@ -22,7 +22,14 @@ import numpy as np
 from snaudit.errors import UnreadableModel, UnsupportedModel, UsageError
 from snaudit.formats.interface import Format, Patched
 from snaudit.formats.onnx_external import check_sums
-from snaudit.formats.onnx_tensors import DTYPES, Stored, from_array, raw_bytes, replaced, to_array
+from snaudit.formats.onnx_tensors import (
+    DTYPES,
+    Stored,
+    from_array,
+    raw_bytes,
+    replaced,
+    to_array,
+)
 from snaudit.formats.onnx_walk import walked
 from snaudit.formats.onnx_weights import unique_names
 from snaudit.formats.protobuf import BYTES, VARINT, Resize, Wire, resized

@@ -21,8 +21,8 @@ import onnx_ir as ir
 
 from snaudit.errors import ModelError, UnreadableModel, UnsupportedModel, UsageError
 from snaudit.formats import onnx_stand_ins
-from snaudit.formats.onnx_sizes import bind_sizes
 from snaudit.formats.onnx_signatures import check_signatures
+from snaudit.formats.onnx_sizes import bind_sizes
 from snaudit.formats.onnx_tensors import Stored
 from snaudit.formats.onnx_weights import MARK
 from snaudit.model import Tensor

@@ -25,7 +25,16 @@ from snaudit.formats.onnx_tensors import (
     data_field,
     raw_bytes,
 )
-from snaudit.formats.protobuf import BYTES, FIXED32, FIXED64, VARINT, Field, Wire, encoded, unpack_varints
+from snaudit.formats.protobuf import (
+    BYTES,
+    FIXED32,
+    FIXED64,
+    VARINT,
+    Field,
+    Wire,
+    encoded,
+    unpack_varints,
+)
 from snaudit.formats.storage import check_shape
 from snaudit.model import LeftOut
 

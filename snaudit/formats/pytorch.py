@@ -163,7 +163,7 @@ def _open_zip(source: Source) -> _Opened:
     unused = [name for name in archive.records if name.startswith(stored) and name not in used]
     if unused:
         left.append(LeftOut(unused[0], f"stored, but no tensor uses it (one of {len(unused)} such records)"))
-    reader = lambda key: partial(archive.read, key)  # noqa: E731
+    reader = lambda key: partial(archive.read, key)
     return _Opened(tuple(leaves), tuple(foreign), reader, tuple(notes), tuple(left), script=script)
 
 

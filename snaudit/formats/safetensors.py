@@ -20,7 +20,15 @@ from snaudit.errors import RefusedModel, UnreadableModel, UnsupportedModel
 from snaudit.formats.beside import Beside, open_beside
 from snaudit.formats.interface import Format, Patched
 from snaudit.formats.source import Source
-from snaudit.formats.storage import Edit, check_shape, decode, dtype_of, free_names, new_bytes, writer
+from snaudit.formats.storage import (
+    Edit,
+    check_shape,
+    decode,
+    dtype_of,
+    free_names,
+    new_bytes,
+    writer,
+)
 from snaudit.model import FileRead, LeftOut, Model, Tensor
 
 _MOST_HEADER = 100_000_000

@@ -6,13 +6,15 @@ The records hold a subset of Python, which is parsed (`ast`) and never compiled 
 from __future__ import annotations
 
 import ast
+import re
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from snaudit.formats.exported_program import NotTaken
 
-_MOST_CODE = 1 << 22
+_MOST_CODE, _MOST_WORDS = 1 << 22, 250_000
+_WORD = re.compile(rb"\w+|[(\[{\"']")
 _NEWEST = 10
 
 
@@ -46,11 +48,14 @@ def library(names: Iterable[str], root: str, load: Callable[[str, int], bytes]) 
     version = load(found_at, 16) if found_at else b""
     if not version.strip().isdigit() or int(version) > _NEWEST:
         raise NotTaken(f"its code's version ({version[:10].decode('ascii', 'replace').strip()}) is not known")
-    start, left, found = root + "code/", _MOST_CODE, Library()
+    start, left, words, found = root + "code/", _MOST_CODE, 0, Library()
     for name in names:
         if name.startswith(start) and name.endswith(".py"):
             text = load(name, left)
             left -= len(text)
+            words += sum(1 for _ in _WORD.finditer(text))
+            if words > _MOST_WORDS:  # a deflated record costs nothing, parsed it does: a kilobyte for a word
+                raise NotTaken(f"its code has more than {_MOST_WORDS} words")
             _add(found, name.removeprefix(start).removesuffix(".py").replace("/", "."), text)
     return found
 

@@ -19,14 +19,35 @@ from onnx import helper
 from snaudit.errors import UsageError
 from snaudit.formats.aten_calls import DOMAIN, OPSET, Claim, Code, Ref, Writer
 from snaudit.formats.aten_made import MADE
-from snaudit.formats.exported_graph import NUMBERS, PURE, TRANSLATORS, VIEWS, Translated, program_graph, translate
-from snaudit.formats.exported_program import Call, NotTaken, Program, functional, may_write
+from snaudit.formats.exported_graph import (
+    NUMBERS,
+    PURE,
+    TRANSLATORS,
+    VIEWS,
+    Translated,
+    program_graph,
+    translate,
+)
+from snaudit.formats.exported_program import (
+    Call,
+    NotTaken,
+    Program,
+    functional,
+    may_write,
+)
 from snaudit.formats.onnx_tensors import DTYPES as ONNX_DTYPES
 from snaudit.formats.pickles import Opaque, Pairs
 from snaudit.formats.script_code import Library
 from snaudit.formats.script_overloads import count_of, target_of
 from snaudit.formats.script_run import Runner, Thing
-from snaudit.formats.script_values import PLAIN, SCALAR_TYPES, UNSET, Num, applied, whole
+from snaudit.formats.script_values import (
+    PLAIN,
+    SCALAR_TYPES,
+    UNSET,
+    Num,
+    applied,
+    whole,
+)
 from snaudit.formats.views import View
 from snaudit.model import Model, Tensor
 

@@ -126,9 +126,10 @@ def constrain(
             changes, outputs, notes, network = *run.rewrite(caps), None
         else:
             changes, outputs, notes, network = run.within(max_lipschitz, caps)
+    zeros = _zeros(changes) if how == "normalize" else ()
     return Outcome(
         str(path), str(wanted), not dry_run, measure, max_sigma, changes,
-        model.notes + tuple(_notes(chosen, measure)) + tuple(_not_capped(model, extraction)) + notes,
+        model.notes + tuple(_notes(chosen, measure)) + tuple(_not_capped(model, extraction)) + tuple(zeros) + notes,
         outputs, how, max_lipschitz, network,
     )  # fmt: skip
 
@@ -235,6 +236,14 @@ def _notes(chosen: tuple[Layer, ...], measure: Measure) -> Iterator[str]:
             f"spectral_norm layers ({len(normed)}): the cap holds in evaluation; the first training step "
             "renormalises u and brings their matrix back to σ = 1"
         )
+
+
+def _zeros(changes: tuple[Change, ...]) -> Iterator[str]:
+    """What no factor brings to the cap."""
+    names = [change.name for change in changes if change.before.upper == 0.0]
+    if names:
+        shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+        yield f"not normalized, because all entries are zero ({len(names)}): {shown}"
 
 
 def _not_capped(model: Model, extraction: Extraction) -> Iterator[str]:

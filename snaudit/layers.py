@@ -218,8 +218,15 @@ def matches(name: str, pattern: str) -> bool:
     return not set("*?[") & set(pattern) and f".{pattern}." in f".{name}."
 
 
+_SHOWN = 4
+"""Names that an error shows where none is near the one asked for."""
+
+
 def _nearest(pattern: str, layers: tuple[Layer, ...]) -> str:
     import difflib
 
     near = difflib.get_close_matches(pattern, [layer.name for layer in layers], 3, 0.3)
-    return f"; near it: {', '.join(near)}" if near else ""
+    if near:
+        return f"; near it: {', '.join(near)}"
+    names = [layer.name for layer in layers[:_SHOWN]]
+    return f"; it has {', '.join(names)}{', …' if len(layers) > _SHOWN else ''}" if names else ""

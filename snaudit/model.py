@@ -54,12 +54,13 @@ class LeftOut:
     """Something in the file that is no tensor to audit, and why. Never a silent omission.
 
     `missed`: it acts (or may act) as a weight matrix all the same, only it could not be measured;
-    then a limit on every layer cannot be shown to hold.
+    then a limit on every layer cannot be shown to hold. `tensors`: for how many it stands.
     """
 
     name: str
     reason: str
     missed: bool = False
+    tensors: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -540,3 +540,18 @@ def test_the_readme_knows_every_command_option_and_status() -> None:
                     assert option in readme, f"{name} {option}"
     for code in range(5):
         assert re.search(rf"^\|\s*`?{code}`?\s*\|", readme, re.MULTILINE), f"no row for exit status {code}"
+
+
+def test_a_report_replaces_a_report_and_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    samples = Path(__file__).parent.parent / "sample_models"
+    model = tmp_path / "model.safetensors"
+    model.write_bytes((samples / "known.safetensors").read_bytes())
+    args = ["inspect", str(model), "--format", "json", "-o"]
+    for _ in range(2):
+        assert cli.main([*args, str(tmp_path / "report.json")]) == 0
+    for name in ("pnet.pt", "box_blur.onnx"):
+        other = tmp_path / name
+        other.write_bytes((samples / name).read_bytes())
+        assert cli.main([*args, str(other)]) == 2
+        assert "is a model file: a report does not replace it" in capsys.readouterr().err
+        assert other.read_bytes() == (samples / name).read_bytes()

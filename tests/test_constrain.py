@@ -189,6 +189,14 @@ def test_normalize_brings_all_to_the_cap(tmp_path: Path, name: str) -> None:
         assert 2.0 * 0.99 <= layer.norm.upper <= 2.0
 
 
+def test_normalize_says_which_matrices_no_factor_brings_up(tmp_path: Path) -> None:
+    weights = {"a.weight": torch.eye(3), "b.weight": torch.zeros(3, 3)}
+    safetensors.torch.save_file(weights, tmp_path / "m.safetensors")
+    outcome = snaudit.constrain(tmp_path / "m.safetensors", max_sigma=2.0, normalize=True, dry_run=True)
+    assert "not normalized, because all entries are zero (1): b.weight" in outcome.notes
+    assert not any("zero" in note for note in snaudit.constrain(tmp_path / "m.safetensors", dry_run=True).notes)
+
+
 def test_torch_loads_what_was_written(tmp_path: Path) -> None:
     path = save(tmp_path, "zip.pt", torch.float32)
     target = snaudit.constrain(path, max_sigma=CAP).target

@@ -115,3 +115,11 @@ def test_limits_are_finite_and_not_negative(limit: float) -> None:
         Limits(max_sigma=limit)
     with pytest.raises(UsageError):
         Limits(max_lipschitz=limit)
+
+
+def test_a_name_that_is_near_none_is_answered_with_some_that_there_are() -> None:
+    both = (layer("conv1.weight", 1.0), layer("fc.weight", 9.0))
+    for shown, layers in (("conv1.weight, fc.weight", both), ("fc.weight, fc.weight, fc.weight, fc.weight, …", both[1:] * 5)):
+        with pytest.raises(UsageError) as error:
+            decide(layers, network(), Limits(max_sigma=3.0, layers=("zzz",)))
+        assert str(error.value) == f"no layer matches 'zzz'; it has {shown}"

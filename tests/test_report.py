@@ -17,7 +17,7 @@ from reports import HOSTILE, broken, computed, encoder, everything, layer, netwo
 from rich.cells import cell_len
 
 from snaudit.bound import UNBOUNDED, Bound, Grade
-from snaudit.findings import Finding, Gap, Point, Report, Verdict, Witness
+from snaudit.findings import Finding, Gap, LeftOut, Point, Report, Verdict, Witness
 from snaudit.names import printable
 from snaudit.numerals import at_least, at_most, near, short_of, size
 from snaudit.report import REPORTS, View
@@ -145,6 +145,28 @@ def test_the_table_keeps_to_its_width(width: int, rows: str, unicode: bool) -> N
     assert max(map(cell_len, body)) <= max(width, 40)
     assert unicode or text.isascii()
     assert text.splitlines()[-1].startswith("FAIL: 1 limit violated")
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_on_a_terminal_findings_and_the_verdict_wrap_too(width: int) -> None:
+    render = REPORTS["table"].render
+    text = render(everything(), View(width=width, terminal=True))
+    assert max(map(cell_len, text.splitlines())) <= width
+    assert "".join(text.split()) == "".join(render(everything(), View(width=width)).split())
+
+
+def test_what_is_left_out_is_counted_in_tensors() -> None:
+    """An entry that stands for many counts as many; one without any is no tensor."""
+    left = (
+        LeftOut("fc.bias", "a vector"), LeftOut("norm.weight", "a vector"),
+        LeftOut("optimizer", "the optimizer's state: 12 tensors, 300 numbers", tensors=12),
+        LeftOut("samples", "example inputs: 2 records", tensors=0),
+    )  # fmt: skip
+    flat = " ".join(table(replace(everything(), left_out=left)).split())
+    assert (
+        "; 14 tensors left out (2× a vector; optimizer: the optimizer's state: 12 tensors, 300 numbers); "
+        "1 entry without tensors (samples: example inputs: 2 records)"
+    ) in flat
 
 
 @pytest.mark.parametrize("width", [80, 200])

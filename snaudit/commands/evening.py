@@ -53,7 +53,7 @@ def render_table(done: Balance, view: View) -> str:
         page.paragraph(f"outputs bit for bit the same, on random input: {names}", "", 2)
     for note in done.notes:
         page.paragraph(f"note: {note}", "dim", 2)
-    page.line((summary(done), "bold"))
+    page.wrapped((summary(done), "bold"))
     return page.text()
 
 

@@ -42,7 +42,7 @@ def render_table(outcome: Outcome, view: View) -> str:
         page.paragraph(f"output {output.name}: {moved}, on {output.on}{kept}", "", 2)
     for note in outcome.notes:
         page.paragraph(f"note: {note}", "dim", 2)
-    page.line((summary(outcome), "bold"))
+    page.wrapped((summary(outcome), "bold"))
     return page.text()
 
 

@@ -36,7 +36,7 @@ def keep_standard_streams_open() -> None:
 
 
 def view_facts(to_file: bool) -> dict[str, Any]:
-    """width, colour and unicode of the place where a table will go, as `report.View` takes them."""
+    """width, colour, unicode and terminal of the place where a table will go, as `report.View` takes them."""
     terminal = not to_file and sys.stdout is not None and sys.stdout.isatty()
     encoding = "utf-8" if to_file else getattr(sys.stdout, "encoding", None) or "ascii"
     try:
@@ -44,7 +44,7 @@ def view_facts(to_file: bool) -> dict[str, Any]:
     except (UnicodeError, LookupError):
         unicode = False
     colour = terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-    return {"width": _width(terminal), "colour": colour, "unicode": unicode}
+    return {"width": _width(terminal), "colour": colour, "unicode": unicode, "terminal": bool(terminal)}
 
 
 def _width(terminal: bool) -> int:

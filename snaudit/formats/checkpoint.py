@@ -316,7 +316,7 @@ def _leave_out(choice: Choice, leaves: Sequence[Leaf], reason: str) -> None:
         callee = next((leaf.value.callee for leaf in group if type(leaf.value) is Foreign), None)
         what = f"{reason}: {count} tensor{'s' * (count != 1)}, {numbers} numbers"
         what += f", inside an object of {printable(callee, 120)}" if callee else ""
-        choice.left_out.append(LeftOut(".".join(group[0].path) if single else name, what))
+        choice.left_out.append(LeftOut(".".join(group[0].path) if single else name, what, tensors=count))
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -51,7 +51,7 @@ def tensors(archive: Archive, root: str, big: bool) -> Choice:
     for place, what in _BESIDE.items():
         found = [name for name in archive.records if name.startswith(root + place)]
         if found:
-            choice.left_out.append(LeftOut(place.rstrip("/"), f"{what}: {len(found)} records"))
+            choice.left_out.append(LeftOut(place.rstrip("/"), f"{what}: {len(found)} records", tensors=0))
     if not configs:
         raise UnsupportedModel(path, "a pt2 archive of compiled code only; audit what it was compiled from")
     if not choice.tensors and not choice.left_out:

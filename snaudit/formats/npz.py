@@ -116,7 +116,7 @@ def _read(source: Source, key: str | None) -> Model:
         left: list[LeftOut] = []
         for record in archive.records:
             name = record.removesuffix(".npy")
-            array = _array(archive, record, name) if record != name else LeftOut(name, "not an array (.npy)")
+            array = _array(archive, record, name) if record != name else LeftOut(name, "not an array (.npy)", tensors=0)
             if isinstance(array, LeftOut):
                 left.append(array)
             else:

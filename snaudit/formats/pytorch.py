@@ -156,13 +156,15 @@ def _open_zip(source: Source) -> _Opened:
         script = _Script(objects, values, archive, root)
         notes.append("TorchScript: its code was not run; other loaders run it")
         traced = [name for name in archive.records if name.startswith(root + "traced_inputs/")]
-        left += [LeftOut("traced_inputs", f"example inputs: {len(traced)} tensors")] if traced else []
+        examples = LeftOut("traced_inputs", f"example inputs: {len(traced)} tensors", tensors=len(traced))
+        left += [examples] if traced else []
     if not archive.checked:
         notes.append(_UNCHECKED)
     stored = (root + "data/", root + "constants/")
     unused = [name for name in archive.records if name.startswith(stored) and name not in used]
     if unused:
-        left.append(LeftOut(unused[0], f"stored, but no tensor uses it (one of {len(unused)} such records)"))
+        reason = f"stored, but no tensor uses it (one of {len(unused)} such records)"
+        left.append(LeftOut(unused[0], reason, tensors=0))
     reader = lambda key: partial(archive.read, key)
     return _Opened(tuple(leaves), tuple(foreign), reader, tuple(notes), tuple(left), script=script)
 

@@ -17,13 +17,15 @@ Rows = Literal["none", "folded", "all"]
 class View:
     """How the sink wants a text: its width and colour are the sink's business, not the report's.
 
-    unicode: whether the sink can write more than ASCII. order: layers by largest σ, or as they
+    unicode: whether the sink can write more than ASCII. terminal: whether a person reads it there: then
+    findings and summaries are wrapped, too, which elsewhere keep to one line. order: layers by largest σ, or as they
     stand in the file. rows: which layers a table lists; "folded" draws runs of alike layers together.
     """
 
     width: int = 100
     colour: bool = False
     unicode: bool = True
+    terminal: bool = False
     order: Order = "sigma"
     rows: Rows = "folded"
 

@@ -29,7 +29,8 @@ def render(report: Report, view: View = View()) -> str:
         "layers": [_layer(layer) for layer in report.layers],
         "network": _network(report.network, report.settings.norm),
         "left_out": [
-            {"name": item.name, "reason": item.reason, "missed": item.missed} for item in report.left_out
+            {"name": item.name, "reason": item.reason, "missed": item.missed, "tensors": item.tensors}
+            for item in report.left_out
         ],
         "gaps": [
             {"code": gap.code, "where": gap.where, "op": gap.op, "reason": gap.reason, "remedy": gap.remedy}

@@ -50,6 +50,7 @@ class Page:
     def __init__(self, view: View) -> None:
         self.width = max(_NARROWEST, view.width)
         self._unicode = view.unicode
+        self._terminal = view.terminal
         self._out = io.StringIO()
         self._console = Console(
             file=self._out, width=_NEVER_WRAPS, force_terminal=view.colour, no_color=not view.colour,
@@ -70,8 +71,17 @@ class Page:
         for index, line in enumerate(words.wrap(self._console, self.width - (indent if indent else 0))):
             self._console.print(Text(" " * (indent if index else 0)) + line, soft_wrap=True)
 
+    def wrapped(self, *parts: tuple[str, str]) -> None:
+        """A text of (text, style) parts, on a terminal wrapped to the page; elsewhere on one line, for grep."""
+        if not self._terminal:
+            self.line(*parts)
+            return
+        whole = Text.assemble(*((self.plain(text), style) for text, style in parts))
+        for index, line in enumerate(whole.wrap(self._console, self.width - 2)):
+            self._console.print(Text("  " if index else "") + line, soft_wrap=True)
+
     def line(self, *parts: tuple[str, str]) -> None:
-        """One line of (text, style) parts, never wrapped: one fact, one line, for grep."""
+        """One line of (text, style) parts, never wrapped."""
         whole = Text.assemble(*((self.plain(text), style) for text, style in parts))
         self._console.print(whole, soft_wrap=True)
 

@@ -16,7 +16,7 @@ from snaudit.report.runs import Run, fold, wrapper_of
 
 if TYPE_CHECKING:
     from snaudit.bound import Bound
-    from snaudit.findings import Finding, Gap, LayerResult, NetworkResult, PartialResult, Report
+    from snaudit.findings import Finding, Gap, LayerResult, LeftOut, NetworkResult, PartialResult, Report
 
 _STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
 _FEW = 3
@@ -40,7 +40,7 @@ def render(report: Report, view: View) -> str:
     page.blank()
     word, rest = verdict_of(report)
     look = {"PASS": "bold green", "FAIL": "bold red", "UNDECIDED": "bold yellow"}.get(word, "bold")
-    page.line((word, look), (": " + rest if word else rest, ""))
+    page.wrapped((word, look), (": " + rest if word else rest, ""))
     return page.text()
 
 
@@ -264,11 +264,20 @@ def _coverage(page: Page, report: Report) -> None:
     missed = [item for item in report.left_out if item.missed]
     audited = len(report.layers)
     head = f"coverage: {audited} of {_count(audited + len(missed), 'matrix', 'matrices')} audited"
-    others = Counter(item.reason for item in report.left_out)
-    if others:
-        reasons = "; ".join(f"{number}× {reason}" for reason, number in others.most_common())
-        head += f"; {_count(len(report.left_out), 'tensor')} left out ({reasons})"
+    for are, one in ((True, "tensor"), (False, "entry")):
+        items = [item for item in report.left_out if bool(item.tensors) is are]
+        if items:
+            number = sum(item.tensors for item in items) if are else len(items)
+            counted = _count(number, one, "tensors" if are else "entries")
+            head += f"; {counted} left out ({_reasons(items)})" if are else f"; {counted} without tensors ({_reasons(items)})"
     page.paragraph(head, "yellow" if missed else "", 2)
+
+
+def _reasons(items: Sequence[LeftOut]) -> str:
+    """Each reason with how many tensors it has; one that says so itself, of a whole entry, is named."""
+    alone = Counter(item.reason for item in items if item.tensors == 1)
+    found = [f"{number}× {reason}" for reason, number in alone.most_common()]
+    return "; ".join([*found, *(f"{item.name}: {item.reason}" for item in items if item.tensors != 1)])
 
 
 def _layer_notes(page: Page, layers: Iterable[LayerResult]) -> None:
@@ -398,7 +407,7 @@ def _findings(page: Page, report: Report) -> None:
         return
     page.blank()
     for finding in report.findings:
-        page.line((f"{finding.severity:<8}", _STYLES.get(finding.severity, "")), (finding_line(finding), ""))
+        page.wrapped((f"{finding.severity:<8}", _STYLES.get(finding.severity, "")), (finding_line(finding), ""))
 
 
 def finding_line(finding: Finding) -> str:

@@ -10,10 +10,11 @@ HEAD = """# Ops with a rule
 
 Made from `snaudit.rules.ROWS` by `python docs/make_ops.py`; a test holds it to the code. The constant is for the norm of
 the whole value (l2; l1 and linf where they differ). ∞: no constant exists or none is known; such a node is a gap in the
-report, with reason and remedy. An op that is not listed is a gap, too.
+report, with reason and remedy. An op that is not listed is a gap, too. `since` is the version of its domain from
+which the op is read; the tests run it there, at the versions that changed it, and at the newest.
 
-| op | domain | constant | condition | theorem |
-|---|---|---|---|---|
+| op | domain | since | constant | condition | theorem |
+|---|---|---|---|---|---|
 """
 
 
@@ -24,7 +25,8 @@ def page() -> str:
         return text.replace("|", "\\|")
 
     rows = (
-        f"| {row.op} | {row.domain or 'ai.onnx'} | {cell(row.constant)} | {cell(row.condition)} | {cell(row.theorem)} |"
+        f"| {row.op} | {row.domain or 'ai.onnx'} | {row.since} | {cell(row.constant)} | {cell(row.condition)} "
+        f"| {cell(row.theorem)} |"
         for row in ROWS
     )
     return HEAD + "\n".join(rows) + "\n"

@@ -241,16 +241,16 @@ def _check(
 @app.command("explain")
 def _explain(
     topic: Annotated[opt.Topic, typer.Argument(help="What to explain: ops, the table of ops with a rule.")],
-    format: opt.OutcomeChoice = opt.OutcomeFormat.table,
+    format: opt.FormatChoice = opt.Format.table,
 ) -> int:
-    """Show the table of ops that have a rule: on which condition, with which constant, and why."""
+    """Show the table of ops that have a rule: since which opset, on which condition, with which constant, and why."""
 
     def work() -> int:
         from snaudit.commands import explaining
 
-        return explaining.ops(format == opt.OutcomeFormat.json)
+        return explaining.ops(format.value)
 
-    return _run(Request(None, format == opt.OutcomeFormat.json), work)
+    return _run(Request(None, format == opt.Format.json), work)
 
 
 def _box(asked: list[str] | None) -> dict[str, Any]:

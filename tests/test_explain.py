@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 
 import pytest
@@ -14,11 +16,15 @@ def test_the_table_of_ops_is_the_codes(capsys: pytest.CaptureFixture[str]) -> No
     found = json.loads(capsys.readouterr().out)["ops"]
     assert [(row["op"], row["domain"]) for row in found] == [(r.op, r.domain or "ai.onnx") for r in rules.ROWS]
     for shown, row in zip(found, rules.ROWS, strict=True):
-        wanted = (row.constant, row.condition, row.theorem, list(row.norms))
-        assert (shown["constant"], shown["condition"], shown["theorem"], shown["norms"]) == wanted
+        wanted = (row.since, row.constant, row.condition, row.theorem, list(row.norms))
+        assert tuple(shown[key] for key in ("since", "constant", "condition", "theorem", "norms")) == wanted
+    assert cli.main(["explain", "ops", "--format", "csv"]) == 0
+    lines = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    told = [{**row, "since": str(row["since"]), "norms": " ".join(row["norms"])} for row in found]
+    assert lines == told
     assert cli.main(["explain", "ops"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == len(rules.ROWS) + 3 and lines[0].split() == ["op", "constant", "condition", "theorem"]
+    assert len(lines) == len(rules.ROWS) + 3 and lines[0].split() == ["op", "since", "constant", "condition", "theorem"]
     assert lines[1].startswith(rules.ROWS[0].op)
 
 

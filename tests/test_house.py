@@ -41,7 +41,7 @@ LEVELS = (
      "packing", "matching", "ascent", "precision", "running", "kernels", "enclosed", "slopes", "local_slopes", "ranges", "curves"),
     ("folded", "model", "linear", "rounding", "names", "numerals", "sizes", "factories"),
     ("bound", "box"),
-    ("children", "errors", "interrupts", "threads", "version", "domains", "attributes"),
+    ("children", "errors", "interrupts", "threads", "version", "domains", "attributes", "opsets"),
 )
 HEAVY = {"torch", "onnx", "onnx_ir", "onnxruntime", "numpy", "ml_dtypes"}
 NEVER = (("report", "model"), ("rules", "sigma"), ("sigma", "model"))

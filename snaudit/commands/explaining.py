@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 
 from snaudit.commands import sink
 from snaudit.rules import ROWS
 
 
-def ops(as_json: bool) -> int:
-    """Print the op table: which ops have a rule, on which condition, with which constant and why; 0."""
+def ops(format: str) -> int:
+    """Print the op table: which ops have a rule, since which opset, on which condition, with which constant and
+    why; 0. format: "table", "json" or "csv"."""
     rows = [
-        {"op": row.op, "domain": row.domain or "ai.onnx", "constant": row.constant, "condition": row.condition,
+        {"op": row.op, "domain": row.domain or "ai.onnx", "since": row.since, "constant": row.constant, "condition": row.condition,
          "theorem": row.theorem, "norms": list(row.norms)}
         for row in ROWS
     ]  # fmt: skip
-    if as_json:
+    if format == "json":
         sink.emit(json.dumps({"ops": rows}, ensure_ascii=False, indent=2) + "\n")
         return 0
-    head = {"op": "op", "constant": "constant", "condition": "condition", "theorem": "theorem"}
+    if format == "csv":
+        out = io.StringIO()
+        writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({**row, "norms": " ".join(row["norms"])} for row in rows)  # type: ignore[arg-type]
+        sink.emit(out.getvalue())
+        return 0
+    head = {"op": "op", "since": "since", "constant": "constant", "condition": "condition", "theorem": "theorem"}
     table = [head, *({**row, "op": _named(row)} for row in rows)]
     widths = {column: max(len(str(row[column])) for row in table) for column in head}
     lines = ("  ".join(f"{row[c]!s:<{widths[c]}}" for c in head).rstrip() for row in table)
-    sink.emit("\n".join(lines) + "\n\n∞: no constant exists or none is known; an op that is not listed has none.\n")
+    sink.emit("\n".join(lines) + "\n\n∞: no constant exists or none is known; an op that is not listed has none. since: the opset.\n")
     return 0
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from snaudit.attributes import attribute
 from snaudit.bound import UNBOUNDED, Bound, Norm, chain, exactly
+from snaudit.opsets import since
 from snaudit.ranges import UNKNOWN, Range
 
 if TYPE_CHECKING:
@@ -174,3 +175,8 @@ class Row:
     condition: str = ""
     domain: str = ""
     norms: tuple[Norm, ...] = ("l2", "linf", "l1")
+
+    @property
+    def since(self) -> int:
+        """The opset from which the op is read."""
+        return since(self.domain, self.op)

@@ -105,7 +105,7 @@ def cumulative_sum(step: Step) -> tuple[Value, ...]:
     """1/(2 sin(π/(4n + 2))) (l2), n (l1, linf) times the input's along an axis of n; exact.
 
     The inverse of the triangle of ones is the difference operator, with smallest singular value
-    2 sin(π/(4n + 2)).
+    2 sin(π/(4n + 2)). An exclusive sum leaves the last entry out: n is one less.
     """
     axis, shape = step.constant(1), step.shape(0)
     size = None if axis is None or shape is None else shape[int(axis.ravel()[0])]
@@ -113,7 +113,8 @@ def cumulative_sum(step: Step) -> tuple[Value, ...]:
         raise Unbounded(
             "the length of the cumulative sum is not known", "give its axis a fixed size", "unknown-shape"
         )
-    gain = float(size) if step.norm != "l2" else outward(0.5 / math.sin(math.pi / (4 * size + 2)), 16)
+    size -= step.attribute("exclusive", 0) == 1
+    gain = float(size) if step.norm != "l2" or not size else outward(0.5 / math.sin(math.pi / (4 * size + 2)), 16)
     return (through(step.data(), at_most(gain, "cumulative sum")),)
 
 

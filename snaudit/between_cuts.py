@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
 
-from snaudit import cuts, sections
+from snaudit import cuts, sections, wave_cuts, waves
 from snaudit.bound import Bound
 from snaudit.confined import Box
 from snaudit.linear import AnyMap, Dense
@@ -43,25 +44,37 @@ def measure(
     nodes: those that the pair's outputs depend on; fixed: values that are constants for the pair. On a box, each
     bound rests on what it uses of it, and `box.narrower` has what was found on the way.
     """
-    found = tuple(cuts.find_sections(model, pair.outputs, nodes, fixed, box))
-    effort = Effort(lambda matrix: norm_of(Dense(np.ascontiguousarray(matrix))), _WORK / max(1, len(found)))
-    shortcuts: dict[str, list[Shortcut]] = {method.name: [] for method in sections.METHODS}
-    seconds = dict.fromkeys(shortcuts, 0.0)
-    for cut in found:
-        for method in sections.METHODS:
-            started = time.perf_counter()
-            with np.errstate(all="ignore"):  # what leaves the floats ends unbounded
-                bound = method.measure(cut.section, effort)
-            seconds[method.name] += time.perf_counter() - started
-            if bound.bounded:
-                name = f"{cut.source.name or '?'} to {cut.output.name or '?'}"
-                shortcuts[method.name].append(Shortcut(cut.output, cut.source, bound, name, tuple(sorted(cut.rests))))
+    dense = tuple(cuts.find_sections(model, pair.outputs, nodes, fixed, box))
+    effort = Effort(lambda matrix: norm_of(Dense(np.ascontiguousarray(matrix))), _WORK / max(1, len(dense)))
+    ways = [
+        _way(model, pair, method.name, dense, [partial(method.measure, cut.section, effort) for cut in dense])
+        for method in sections.METHODS
+    ]
+    stretches = tuple(wave_cuts.find_stretches(model, pair.outputs, nodes, fixed))
+    for method in waves.METHODS:
+        found = wave_cuts.affordable(stretches, method.cost, _WORK)
+        ways.append(_way(model, pair, method.name, found, [partial(method.measure, cut.torus) for cut in found]))
+    return tuple(way for way in ways if way.shortcuts)
+
+
+def _way(
+    model: ir.Model,
+    pair: Pair,
+    name: str,
+    found: Sequence[cuts.Cut] | Sequence[wave_cuts.Cut],
+    measures: list[Callable[[], Bound]],
+) -> Way:
+    """What a method gives for these sections."""
+    started, given = time.perf_counter(), []
+    for cut, measured in zip(found, measures, strict=True):
+        with np.errstate(all="ignore"):  # what leaves the floats ends unbounded
+            bound = measured()
+        if bound.bounded:
+            place = f"{cut.source.name or '?'} to {cut.output.name or '?'}"
+            given.append(Shortcut(cut.output, cut.source, bound, place, tuple(sorted(cut.rests))))
     whole = [cut for cut in found if [cut.source] == _varying(model, pair) and (cut.output,) == pair.outputs]
-    return tuple(
-        Way(name, tuple(given), seconds[name], given[0].bound if whole and len(found) == 1 else None)
-        for name, given in shortcuts.items()
-        if given
-    )
+    alone = given[0].bound if given and whole and len(found) == 1 else None
+    return Way(name, tuple(given), time.perf_counter() - started, alone)
 
 
 def _varying(model: ir.Model, pair: Pair) -> list[ir.Value]:

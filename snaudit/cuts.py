@@ -159,12 +159,12 @@ def _follow(walk: _Walk, node: ir.Node, data: list[ir.Value]) -> _Trunk | None:
     index, before = next(iter(inputs.items()))
     ends, source, is_local = None, node.inputs[index], True
     if len(inputs) == 1:
-        ends = _ends_of(node, index, before)
+        ends = ends_of(node, index, before)
     else:
-        for short in patterns.find(node, _fold, "l2", walk.opset):
+        for short in patterns.find(node, fold, "l2", walk.opset):
             if short.slopes is not None and short.source in walk.known and walk.known[short.source][0] is trunk:
                 before, ends, source, is_local = walk.known[short.source][1], short.slopes, short.source, False
-    if ends is None or not _keeps_shape(node, before):
+    if ends is None or not keeps_shape(node, before):
         return None
     result = _applied(walk, trunk, node, source, before, ends, is_local)
     if result is None:
@@ -243,11 +243,11 @@ def _shape(value: ir.Value) -> tuple[tuple[int, ...], bool] | None:
     return (1 if batched else first, *rest), batched
 
 
-def _fold(value: ir.Value) -> np.ndarray | None:
+def fold(value: ir.Value) -> np.ndarray | None:
     return folding.evaluate(value) if folding.is_constant(value) else None
 
 
-def _ends_of(node: ir.Node, index: int, before: Coefficients) -> _Ends | None:
+def ends_of(node: ir.Node, index: int, before: Coefficients) -> _Ends | None:
     if any(a.is_ref() for a in node.attributes.values()):
         return None
     try:
@@ -256,7 +256,7 @@ def _ends_of(node: ir.Node, index: int, before: Coefficients) -> _Ends | None:
         return None
 
 
-def _keeps_shape(node: ir.Node, before: Coefficients) -> bool:
+def keeps_shape(node: ir.Node, before: Coefficients) -> bool:
     """Whether a node's one output has an entry for each of `before`."""
     shape = node.outputs[0].shape
     if shape is None or len(shape) != len(before.shape) or len(node.outputs) != 1:

@@ -100,7 +100,7 @@ def symbol_of(kernels: np.ndarray, kept: tuple[int, ...], single: bool = False) 
     taps = np.indices(kept).reshape(len(kept), -1).T
     kappa = SAFE * max(sum(frobenius_up(tap) for tap in group) for group in kernels)
     built = gamma32(len(lags) + 4) if single else gamma(len(lags) + 4)
-    spread = SAFE * float(size.max()) * (built + _phase_error(len(kept)))
+    spread = SAFE * float(size.max()) * (built + phase_error(len(kept)))
     lost = SAFE * (gamma(columns * len(taps)) * kappa**2 + spread) + (_TINY32 if single else TINY)
     return Symbol(kernels, taps, np.array(lags), even, odd, kappa, lost)
 
@@ -122,7 +122,7 @@ def hermitian(symbol: Symbol, groups: np.ndarray, points: np.ndarray, modulus: n
 
     What lies above the diagonal is arbitrary where n > BLOCK: see `mirrored`.
     """
-    angles = _angles(symbol.lags, points, modulus)
+    angles = angles_of(symbol.lags, points, modulus)
     n, kind = symbol.order, symbol.even[0].dtype
     if n == 1:
         return np.einsum("cl,cl->c", np.cos(angles), symbol.even[0][groups, :, 0, 0])[:, None, None]
@@ -162,7 +162,7 @@ def images(symbol: Symbol, group: int, u: np.ndarray) -> np.ndarray:
 
 def section(symbol: Symbol, parts: np.ndarray, points: np.ndarray, modulus: np.ndarray) -> np.ndarray:
     """‖F(ω)ᴴu‖² at many frequencies, about, from u's `images`: a scalar polynomial, cheap to maximise."""
-    phases = np.exp(-1j * _angles(symbol.taps, points, modulus))
+    phases = np.exp(-1j * angles_of(symbol.taps, points, modulus))
     gram = parts.conj() @ parts.T
     return np.einsum("cq,cq->c", phases.conj() @ gram, phases).real
 
@@ -174,14 +174,14 @@ def witness_down(
 
     fl(K_qᵀu) is within γ_n‖K_q‖_F‖u‖, its sum over taps with phases within (√2·γ_{2Q} + ε)κ‖u‖.
     """
-    angles = _angles(symbol.taps, point[None], modulus)[0]
+    angles = angles_of(symbol.taps, point[None], modulus)[0]
     image = np.exp(-1j * angles) @ parts
-    rate = gamma(symbol.order) + math.sqrt(2.0) * gamma(2 * len(angles) + 2) + _phase_error(len(point))
+    rate = gamma(symbol.order) + math.sqrt(2.0) * gamma(2 * len(angles) + 2) + phase_error(len(point))
     (below, _), (_, above) = norm_enclosed(image), norm_enclosed(u.astype(np.complex128))
     return max(0.0, (below / above) * (1.0 - 4 * U) - SAFE * SAFE * rate * symbol.kappa - TINY)
 
 
-def _angles(lags: np.ndarray, points: np.ndarray, modulus: np.ndarray) -> np.ndarray:
+def angles_of(lags: np.ndarray, points: np.ndarray, modulus: np.ndarray) -> np.ndarray:
     """⟨ω, r⟩ modulo 2π, in [−π, π], (cells, lags)."""
     turns = np.zeros((len(points), len(lags)))
     for axis, size in enumerate(modulus):
@@ -189,5 +189,5 @@ def _angles(lags: np.ndarray, points: np.ndarray, modulus: np.ndarray) -> np.nda
     return 2.0 * math.pi * (turns - np.rint(turns))
 
 
-def _phase_error(axes: int) -> float:
+def phase_error(axes: int) -> float:
     return (32 + 16 * axes**2) * U

@@ -88,12 +88,18 @@ def factor(node: Node) -> Coefficients | None:
 def normalized(node: Node) -> Coefficients | None:
     """BatchNormalization in inference: γ/√(σ² + ε) for each channel, within 4u of itself."""
     data = node.only()
+    if len(data.shape) < 2:
+        raise Refused
+    return data.times(channel_factors(node, data.shape[1]).reshape(1, -1, *(1,) * (len(data.shape) - 2)), 8 * U)
+
+
+def channel_factors(node: Node, channels: int) -> np.ndarray:
+    """γ/√(σ² + ε) of a BatchNormalization in inference, each within 4u of itself; refused in training."""
     used = any(o.is_graph_output() or len(list(o.uses())) for o in node.node.outputs[1:])
-    if node.attribute("training_mode", 0) or used or node.attribute("spatial", 1) != 1 or len(data.shape) < 2:
+    if node.attribute("training_mode", 0) or used or node.attribute("spatial", 1) != 1:
         raise Refused
     gamma, _, _, variance = (node.constant(i) for i in range(1, 5))
     wide = variance + float(node.attribute("epsilon", float(np.float32(1e-5))))
-    if gamma.shape != (data.shape[1],) or wide.shape != gamma.shape or not (wide > 0).all():
+    if gamma.shape != (channels,) or wide.shape != gamma.shape or not (wide > 0).all():
         raise Refused
-    factors = (gamma / np.sqrt(wide)).reshape(1, -1, *(1,) * (len(data.shape) - 2))
-    return data.times(factors, 8 * U)
+    return gamma / np.sqrt(wide)

@@ -1,0 +1,277 @@
+"""Bounds by frequencies: tori against what onnxruntime computes of the zero-padded network for any slopes,
+symbols against dense matrices of the tori, bounds against the largest Jacobian, what must be refused."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import onnx
+import pytest
+from graphs import function_of, make_model, read
+from onnx import helper
+
+from snaudit import wave_cuts, waves
+from snaudit.waves import transformed
+from snaudit.waves.interface import Kernel, Moved, Torus, Unit
+
+ROUNDING = 1e-9
+SINGLE = 2e-5
+"""What onnxruntime loses in float32."""
+
+
+def node(op: str, inputs: str, output: str = "y", domain: str = "", **attributes) -> onnx.NodeProto:
+    names = ["" if name == "-" else name for name in inputs.split()]
+    return helper.make_node(op, names, output.split(), name=f"at {output}", domain=domain, **attributes)
+
+
+def _made(nodes: list[onnx.NodeProto], sizes: list[int], shapes: dict[str, tuple[int, ...]], seed: int) -> onnx.ModelProto:
+    """Weights of random entries; those named v… are positive (variances), those named i… integers."""
+    rng = np.random.default_rng(seed)
+    weights = {}
+    for name, shape in shapes.items():
+        if name[0] == "i":
+            weights[name] = np.array(shape)
+            continue
+        array = rng.standard_normal(shape) / math.sqrt(math.prod(shape[1:]))
+        weights[name] = np.abs(array) + 0.5 if name[0] == "v" else array
+    return make_model(nodes, {"x": ["n", *sizes]}, weights, dtype="float32")
+
+
+def residual(seed: int) -> onnx.ModelProto:
+    """A stem, BatchNorm, a block with a strided shortcut, one with an identity, means, a dense head."""
+    nodes = [
+        node("Conv", "x w1", "a1", pads=[1] * 4), node("BatchNormalization", "a1 g b m v", "a2"), node("Relu", "a2", "r1"),
+        node("Conv", "r1 w2", "a3", pads=[1] * 4, strides=[2, 2]), node("Relu", "a3", "r2"),
+        node("Conv", "r2 w3", "a4", pads=[1] * 4), node("Conv", "r1 w4", "s1", strides=[2, 2]), node("Add", "a4 s1", "t1"),
+        node("Relu", "t1", "r3"), node("Conv", "r3 w5", "a5", pads=[1] * 4), node("Tanh", "a5", "r4"),
+        node("Sub", "r3 r4", "t2"), node("Sigmoid", "t2", "r5"), node("GlobalAveragePool", "r5", "p"),
+        node("Flatten", "p", "f"), node("Gemm", "f w6", "d1", transB=1), node("LeakyRelu", "d1", "r6", alpha=0.2),
+        node("Gemm", "r6 w7 c", "y", transB=1, alpha=0.7),
+    ]  # fmt: skip
+    shapes = {"w1": (3, 2, 3, 3), "g": (3,), "b": (3,), "m": (3,), "v": (3,), "w2": (4, 3, 3, 3), "w3": (4, 4, 3, 3),
+              "w4": (4, 3, 1, 1), "w5": (4, 4, 3, 3), "w6": (3, 4), "w7": (2, 3), "c": (2,)}  # fmt: skip
+    return _made(nodes, [2, 7, 6], shapes, seed)
+
+
+def moved(seed: int) -> onnx.ModelProto:
+    """Unequal sides, pads and strides; groups, dilation, concatenation, Pad, PReLU, SiLU in parts, a transposed flatten."""
+    nodes = [
+        node("Pad", "x i1", "p"), node("Conv", "p w1", "a1", strides=[2, 1], dilations=[1, 2], group=2, pads=[0, 2, 1, 1]),
+        node("PRelu", "a1 s", "r1"), node("Conv", "r1 w2", "a2", pads=[0, 1, 0, 1]), node("Softplus", "a2", "r2"),
+        node("Concat", "r1 r2", "c", axis=1), node("Mul", "c k", "h"), node("Split", "h", "h1 h2", axis=1),
+        node("Relu", "h1", "r3"), node("Sigmoid", "h2", "g"), node("Mul", "h2 g", "r4"), node("Add", "r3 r4", "t"),
+        node("AveragePool", "t", "q", kernel_shape=[1, 2], strides=[1, 2]), node("Elu", "q", "r5"),
+        node("Transpose", "r5", "u", perm=[0, 2, 3, 1]), node("Reshape", "u i2", "f"), node("MatMul", "f w3", "y"),
+    ]  # fmt: skip
+    shapes = {"i1": (0, 0, 1, 0, 0, 0, 0, 1), "w1": (4, 1, 2, 3), "s": (4, 1, 1), "w2": (4, 4, 1, 3), "k": (1, 8, 1, 1),
+              "i2": (0, -1), "w3": (24, 3)}  # fmt: skip
+    return _made(nodes, [2, 5, 5], shapes, seed)
+
+
+def short(seed: int) -> onnx.ModelProto:
+    """One axis; LeakyReLU before a padded convolution; unpadded convolutions in a row; strides that leave places over."""
+    nodes = [
+        node("Conv", "x w1", "a1"), node("Conv", "a1 w2", "a2", strides=[2]), node("LeakyRelu", "a2", "r1", alpha=0.3),
+        node("Conv", "r1 w3", "a3", pads=[2, 1]), node("Relu", "a3", "r2"), node("Add", "a3 r2", "t"),
+        node("Abs", "t", "r3"), node("Conv", "r3 w4", "a4", strides=[3], pads=[1, 1]), node("Relu", "a4", "r4"),
+        node("Flatten", "r4", "f"), node("MatMul", "f w5", "y"),
+    ]  # fmt: skip
+    shapes = {"w1": (3, 2, 3), "w2": (3, 3, 2), "w3": (4, 3, 4), "w4": (2, 4, 3), "w5": (6, 4)}
+    return _made(nodes, [2, 19], shapes, seed)
+
+
+def deep(seed: int) -> onnx.ModelProto:
+    """Three axes, a depthwise kernel, a whole-map kernel at the end."""
+    nodes = [
+        node("Conv", "x w1", "a1", pads=[1] * 6), node("Relu", "a1", "r1"), node("Conv", "r1 w2", "a2", pads=[1, 0, 1, 0, 1, 0], strides=[1, 2, 1], group=2),
+        node("Relu", "a2", "r2"), node("Conv", "r2 w3", "y"),
+    ]  # fmt: skip
+    return _made(nodes, [1, 3, 3, 3], {"w1": (2, 1, 3, 3, 3), "w2": (2, 1, 3, 2, 2), "w3": (2, 2, 2, 2, 3)}, seed)
+
+
+NETS = {"residual": residual, "moved": moved, "short": short, "deep": deep}
+EVERY = pytest.mark.parametrize("name", NETS)
+
+
+def whole(model: onnx.ModelProto) -> tuple[wave_cuts.Stretch, Torus]:
+    graph = read(model)
+    (stretch,) = (s for s in wave_cuts.find_stretches(graph) if s.names[s.output].name == "y")
+    torus = stretch.builder.torus(0, stretch.output)
+    assert stretch.names[0].name == "x" and torus is not None
+    return stretch, torus
+
+
+def matrix_of(kernel: Kernel, source: tuple[int, ...], target: tuple[int, ...]) -> np.ndarray:
+    """The definition: y[m] = Σ_t W_t x[s·m + d·t + f], places modulo the sides."""
+    out, inner = kernel.weight.shape[:2]
+    found = np.zeros((out, *target, inner * kernel.groups, *source))
+    stride = kernel.stride or source
+    for m in np.ndindex(*target):
+        for t in np.ndindex(*kernel.weight.shape[2:]):
+            rows = zip(stride, m, kernel.dilation, t, kernel.offset, source, strict=True)
+            place = tuple((s * i + d * j + f) % n for s, i, d, j, f, n in rows)
+            for o in range(out):
+                first = o // (out // kernel.groups) * inner
+                found[(o, *m, slice(first, first + inner), *place)] += kernel.weight[(o, slice(None), *t)]
+    return found.reshape(out * math.prod(target), -1)
+
+
+def dense_maps(torus: Torus) -> list[list[tuple[int, np.ndarray]] | Unit]:
+    """Every step's maps as dense matrices."""
+    found = []
+    for number, step in enumerate(torus.steps, start=1):
+        if isinstance(step, Unit):
+            found.append(step)
+            continue
+        target, terms = torus.values[number].sides, []
+        for i, each in step.terms:
+            source = torus.values[i]
+            if isinstance(each, Moved):
+                choice = np.zeros((len(each.index), source.channels))
+                kept = each.index >= 0
+                choice[np.flatnonzero(kept), each.index[kept]] = each.factors[kept]
+                terms.append((i, np.kron(choice, np.eye(math.prod(target)))))
+            else:
+                terms.append((i, matrix_of(each, source.sides, target)))
+        found.append(terms)
+    return found
+
+
+def through(torus: Torus, maps: list, slopes: dict[int, np.ndarray]) -> np.ndarray:
+    """The torus network's matrix for one slope of each unit's entries."""
+    values = [np.eye(torus.values[0].channels * math.prod(torus.values[0].sides))]
+    for number, step in enumerate(maps, start=1):
+        if isinstance(step, Unit):
+            values.append(slopes[number][:, None] * values[step.source])
+        else:
+            values.append(sum(matrix @ values[i] for i, matrix in step))
+    return values[-1]
+
+
+def placed(channels: int, sizes: tuple[int, ...], sides: tuple[int, ...]) -> np.ndarray:
+    """Which entries of a torus are the network's, in C order."""
+    inside = np.zeros((channels, *sides), dtype=bool)
+    inside[(slice(None), *(slice(0, n) for n in sizes))] = True
+    return np.flatnonzero(inside)
+
+
+def with_slopes(model: onnx.ModelProto, made: dict[str, np.ndarray]) -> np.ndarray:
+    """What onnxruntime computes of the network with given slopes instead of its activations, as a matrix."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    copy.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+    for k, old in enumerate(copy.graph.node):
+        if old.output[0] in made:
+            copy.graph.node[k].CopyFrom(node("Mul", f"{old.input[0]} D{old.output[0]}", old.output[0]))
+    for name, slope in made.items():
+        copy.graph.initializer.append(onnx.numpy_helper.from_array(slope[None].astype(np.float32), f"D{name}"))
+    function, n = function_of(copy)
+    origin = function(np.zeros(n))
+    return np.stack([function(e) - origin for e in np.eye(n)], axis=1)
+
+
+def random_slopes(stretch: wave_cuts.Stretch, torus: Torus, seed: int) -> tuple[dict[int, np.ndarray], dict[str, np.ndarray]]:
+    """(slopes of the torus' units, zero where masked; the network's by the names of what units make)."""
+    rng, used = np.random.default_rng(seed), stretch.builder.used(0, stretch.output)
+    wide, narrow = {}, {}
+    for k, i in enumerate(used):
+        step = torus.steps[k - 1] if k else None
+        if isinstance(step, Unit):
+            value, sides = stretch.builder.values[i], torus.values[k].sides
+            ends = np.stack([step.low, step.high])[:, :, None]
+            inside = placed(value.channels, value.sizes, sides)
+            full = np.zeros(value.channels * math.prod(sides))
+            chosen = np.take_along_axis(ends, rng.integers(0, 2, (1, value.channels, math.prod(value.sizes))), axis=0)
+            full[inside] = chosen[0].ravel()
+            outside = np.ones(full.size, dtype=bool)
+            outside[inside] = False
+            full[outside] = np.clip(0.0, np.repeat(step.low, math.prod(sides)), np.repeat(step.high, math.prod(sides)))[outside]
+            shape = (value.channels,) if len(stretch.names[i].shape) == 2 else (value.channels, *value.sizes)
+            wide[k], narrow[stretch.names[i].name] = full, chosen[0].reshape(shape)
+    return wide, narrow
+
+
+@EVERY
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_tori_hold_the_zero_padded_network(name: str, seed: int) -> None:
+    """For slopes at random ends: the output's places of the torus network, on the source's, are what onnxruntime
+    computes of the network; so no slopes of the network exceed the bound."""
+    model = NETS[name](seed)
+    stretch, torus = whole(model)
+    maps, last = dense_maps(torus), stretch.builder.values[stretch.output]
+    first = stretch.builder.values[0]
+    rows = placed(last.channels, last.sizes, torus.values[-1].sides)
+    columns = placed(first.channels, first.sizes, torus.values[0].sides)
+    bounds = [method.measure(torus).upper for method in waves.METHODS]
+    for trial in range(3):
+        wide, narrow = random_slopes(stretch, torus, trial)
+        assert len(narrow) == sum(n.op_type in ("Relu", "Tanh", "Sigmoid", "LeakyRelu", "PRelu", "Softplus", "Elu", "Abs") for n in model.graph.node)
+        inner = through(torus, maps, wide)
+        network = with_slopes(model, narrow)
+        np.testing.assert_allclose(inner[np.ix_(rows, columns)], network, atol=SINGLE)
+        assert np.linalg.norm(inner, 2) <= min(bounds)
+
+
+def lip_lt(torus: Torus, maps: list) -> float:
+    """LipLT of the tori by dense matrices and their SVD."""
+    blocks, reach = [{0: np.eye(torus.values[0].channels * math.prod(torus.values[0].sides))}], {0: 1.0}
+    total = lambda found: sum(np.linalg.norm(block, 2) * reach[j] for j, block in found.items())  # noqa: E731
+    for number, step in enumerate(maps, start=1):
+        if isinstance(step, Unit):
+            places = math.prod(torus.values[number].sides)
+            middle, half = (np.repeat(0.5 * (step.high + sign * step.low), places) for sign in (1, -1))
+            reach[number] = total(blocks[step.source])
+            found = {j: middle[:, None] * block for j, block in blocks[step.source].items()} | {number: np.diag(half)}
+        else:
+            found = {}
+            for i, matrix in step:
+                for j, block in blocks[i].items():
+                    found[j] = found.get(j, 0.0) + matrix @ block
+        blocks.append(found)
+    return float(total(blocks[-1]))
+
+
+@EVERY
+def test_lip_lt_by_frequencies_is_that_of_the_tori(name: str) -> None:
+    _, torus = whole(NETS[name](3))
+    known = lip_lt(torus, dense_maps(torus))
+    assert known * (1 - 1e-12) <= transformed.measure(torus).upper <= known * (1 + ROUNDING)
+
+
+def _refused(nodes: list[onnx.NodeProto], shapes: dict[str, tuple[int, ...]], sizes: list[int]) -> None:
+    for stretch in wave_cuts.find_stretches(read(_made(nodes, sizes, shapes, 0))):
+        assert (stretch.names[0].name, stretch.names[stretch.output].name) != ("x", "y")
+
+
+@pytest.mark.parametrize("op", ["Conv", "AveragePool", "Pad", "Reshape", "Transpose", "Concat", "Add"])
+def test_what_is_not_a_map_of_tori_ends_a_section(op: str) -> None:
+    """Two padded convolutions in a row, borders that do not count, copied borders, mixed batches, broadcasting."""
+    shapes = {"w": (2, 2, 3, 3), "w2": (2, 2, 3, 3)}
+    start = [node("Conv", "x w", "a", pads=[1] * 4)]
+    end = [node("Relu", "c", "d"), node("Conv", "d w2", "y", pads=[1] * 4)]
+    middle = {
+        "Conv": ([node("Conv", "a w2", "c", pads=[1] * 4)], {}),
+        "AveragePool": ([node("Relu", "a", "b"), node("AveragePool", "b", "c", kernel_shape=[3, 3], pads=[1] * 4)], {}),
+        "Pad": ([node("Relu", "a", "b"), node("Pad", "b i", "c", mode="reflect")], {"i": (0, 0, 1, 1, 0, 0, 1, 1)}),
+        "Reshape": ([node("Reshape", "a i", "c")], {"i": (-1, 2, 3, 12)}),
+        "Transpose": ([node("Transpose", "a", "c", perm=[0, 1, 3, 2])], {}),
+        "Concat": ([node("Concat", "a a", "c", axis=2)], {}),
+        "Add": ([node("GlobalAveragePool", "a", "b"), node("Add", "a b", "c")], {}),
+    }[op]
+    _refused([*start, *middle[0], *end], shapes | middle[1], [2, 6, 6])
+
+
+@pytest.mark.parametrize("sides", list(itertools.product([1, 2, 5], [4, 3])))
+def test_half_of_the_frequencies_stand_for_all(sides: tuple[int, int]) -> None:
+    from snaudit.waves.grid import grid
+    from snaudit.waves.symbols import frequencies
+    from snaudit.waves.interface import Value
+
+    mine = grid(sides)
+    assert len(mine) == frequencies(Value(1, sides))
+    places = mine.flat(mine.points)
+    assert set(places) | set(mine.opposite(places)) == set(range(math.prod(sides)))
+    back = np.where(mine.turned, mine.opposite(places[mine.number]), places[mine.number])
+    assert (back == np.arange(math.prod(sides))).all()

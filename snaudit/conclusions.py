@@ -34,7 +34,7 @@ def reached_from(walk: Walk, outputs: Sequence[ir.Value]) -> dict[ir.Value, None
             continue
         reached[value] = None
         if value in walk.taken:
-            stack += (walk.taken[value].source, *walk.taken[value].also)
+            stack += (end for ends, _ in walk.taken[value].parts for end in ends)
         elif value.producer() is not None:
             stack.extend(reads_of(walk, value.producer()))
     return reached
@@ -83,7 +83,7 @@ def contributions_of(
         name = walk.names.get(output) or where_is(node)
         varying = [v for v in map(walk.values.get, node.inputs) if v is not None and not v.is_constant]
         if output in walk.taken:
-            yield walk.taken[output].name, walk.taken[output].bound.upper
+            yield from ((walk.taken[output].name, bound.upper) for _, bound in walk.taken[output].parts)
         elif output in walk.operators and node.op_type not in _SEVERAL:
             yield name, walk.operators[output].upper
         elif len(varying) == 1 and varying[0].lip.bounded and walk.values[output].lip.bounded:

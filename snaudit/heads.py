@@ -18,50 +18,50 @@ from snaudit.tokens import Fold, Tokens, trace
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Head:
-    """Rows of the three projections, and which tokens they meet: those of `group`; `rows` queries."""
+    """Rows of the three projections, and which tokens they meet: those of `group`; `rows` queries, `columns` keys."""
 
     query: np.ndarray
     key_rows: np.ndarray
     value: np.ndarray
     group: int
     rows: int
+    columns: int
 
     @property
     def key(self) -> bytes:
         """Equal for heads with the same constant."""
         parts = (self.query, self.key_rows, self.value)
-        return b"|".join(part.tobytes() for part in parts) + f"{self.rows}".encode()
+        return b"|".join(part.tobytes() for part in parts) + f"{self.rows},{self.columns}".encode()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Heads:
-    """Queries, keys and values as affine functions of the tokens of one source; the logits' scale."""
+    """Queries, keys and values as affine functions of the tokens of their sources; the logits' scale.
+
+    masked: whether anything else than that is added to logits, or takes keys away
+    """
 
     query: Tokens
     key: Tokens
     value: Tokens
     scale: float
     each: tuple[Head, ...]
+    masked: bool = True
 
-    def _every(self, change: Callable[[Tokens], Tokens]) -> Heads:
-        return replace(self, query=change(self.query), key=change(self.key), value=change(self.value))
 
-    def scaled(self, scale: np.ndarray, shift: np.ndarray | None) -> Heads:
-        """As functions of ũ where the source is scale·ũ + shift."""
+def on_scaled(one: Tokens, scale: np.ndarray, shift: np.ndarray | None) -> Tokens:
+    """As a function of ũ where the source is scale·ũ + shift."""
+    matrix = one.matrix()
+    bias = one.bias
+    if shift is not None:
+        moved = enclosed.product(matrix, Enclosed(shift[:, None].copy()))
+        bias = moved if bias is None else enclosed.total(bias, moved)
+    return replace(one, weight=enclosed.scaled(matrix, scale, columns=True), bias=bias)
 
-        def change(one: Tokens) -> Tokens:
-            matrix = one.matrix()
-            bias = one.bias
-            if shift is not None:
-                moved = enclosed.product(matrix, Enclosed(shift[:, None].copy()))
-                bias = moved if bias is None else enclosed.total(bias, moved)
-            return replace(one, weight=enclosed.scaled(matrix, scale, columns=True), bias=bias)
 
-        return self._every(change)
-
-    def centred(self) -> Heads:
-        """The same where each token's entries sum to zero: M and M·P agree there, P = I − 11ᵀ/d."""
-        return self._every(lambda one: replace(one, weight=_centred(one.matrix())))
+def on_centred(one: Tokens) -> Tokens:
+    """The same where each token's entries sum to zero: M and M·P agree there, P = I − 11ᵀ/d."""
+    return replace(one, weight=_centred(one.matrix()))
 
 
 def _centred(matrix: Enclosed) -> Enclosed:
@@ -98,7 +98,7 @@ def _written_out(node: ir.Node, fold: Fold, held: _Held, opset: int) -> Heads | 
     axis = maker.attributes["axis"].value if "axis" in maker.attributes else -1 if opset >= 13 else 1
     if axis not in (-1, rank - 1):
         return None
-    value, scale = maker.inputs[0], 1.0
+    value, scale, masked = maker.inputs[0], 1.0, False
     for _ in range(12):
         inner = value.producer()
         if inner is None or not is_default(inner):
@@ -109,7 +109,8 @@ def _written_out(node: ir.Node, fold: Fold, held: _Held, opset: int) -> Heads | 
             if query is None or key is None or found is None:
                 return None
             key = replace(key, labels=key.labels.swapaxes(-1, -2))
-            return _put_together(query, key, found, scale)
+            return _put_together(query, key, found, scale, masked)
+        masked |= inner.op_type in ("Add", "Sub", "Where")
         step = _past(inner, fold, held)
         if step is None:
             return None
@@ -166,7 +167,8 @@ def _operator(node: ir.Node, fold: Fold, held: _Held, opset: int) -> Heads | Non
     again = query.labels.shape[1] // key.labels.shape[1]
     key, value = (replace(one, labels=np.repeat(one.labels, again, axis=1)) for one in (key, value))
     scale = attributes.get("scale") or 1.0 / math.sqrt(query.labels.shape[-1])
-    return _put_together(query, key, value, float(scale))
+    masked = inputs[3] is not None or bool(attributes.get("is_causal", 0))
+    return _put_together(query, key, value, float(scale), masked)
 
 
 def _in_heads(tokens: Tokens, count: int | None) -> Tokens:
@@ -193,7 +195,7 @@ def _packed(node: ir.Node, fold: Fold, held: _Held, opset: int) -> Heads | None:
     for cut in cuts:
         one = source.applied(weight[:, cut].T)
         parts.append(one if bias is None else one.shifted(bias[cut]))
-    return _with_count(parts, attributes)
+    return _with_count(parts, attributes, inputs[3] is not None or inputs[5] is not None)
 
 
 def _multi_head(node: ir.Node, fold: Fold, held: _Held, opset: int) -> Heads | None:
@@ -211,44 +213,65 @@ def _multi_head(node: ir.Node, fold: Fold, held: _Held, opset: int) -> Heads | N
         ends = np.cumsum([one.labels.shape[-1] for one in parts])
         biases = np.split(fold(inputs[3]), ends[:-1])
         parts = [one.shifted(bias) for one, bias in zip(parts, biases, strict=True)]
-    return _with_count(parts, attributes)
+    return _with_count(parts, attributes, inputs[4] is not None or inputs[5] is not None)
 
 
-def _with_count(parts: list[Tokens], attributes: dict) -> Heads | None:
+def _with_count(parts: list[Tokens], attributes: dict, masked: bool) -> Heads | None:
     query, key, value = (_in_heads(one, int(attributes["num_heads"])) for one in parts)
     scale = attributes.get("scale") or 1.0 / math.sqrt(query.labels.shape[-1])
-    return _put_together(query, key, value, float(scale))
+    masked |= bool(attributes.get("unidirectional", 0))
+    return _put_together(query, key, value, float(scale), masked)
 
 
-def _put_together(query: Tokens, key: Tokens, value: Tokens, scale: float) -> Heads | None:
+def _put_together(query: Tokens, key: Tokens, value: Tokens, scale: float, masked: bool = True) -> Heads | None:
     """The heads, where all entries lie as they must: every row of a head is one token's, all rows of the same
-    features, keys and values paired token by token, and heads meet the same tokens or none in common."""
-    if not (query.source is key.source is value.source) or not math.isfinite(scale):
+    features, keys and values of one source paired token by token, and heads meet the same tokens of a source or none
+    in common."""
+    if not math.isfinite(scale) or value.turned is not None:
         return None
-    leading = np.broadcast_shapes(*(one.labels.shape[:-2] for one in (query, key, value)))
+    tables = _tables((query, key, value))
+    if tables is None or (key.source is value.source and not np.array_equal(tables[1][0], tables[2][0])):
+        return None
     each: list[Head] = []
-    groups: dict[bytes, int] = {}
-    tables = []
-    for one in (query, key, value):
+    groups: dict[tuple[bytes, ...], int] = {}
+    sources = list(dict.fromkeys(one.source for one in (query, key, value)))
+    for index in range(len(tables[0][0])):
+        (rows, q), (columns, k), (others, v) = ((tokens[index], features[index]) for tokens, features in tables)
+        if any(len(np.unique(one)) != len(one) for one in (rows, columns, others)):
+            return None
+        by_part = list(zip((query, key, value), (rows, columns, others), strict=True))
+        if not _of_one_example(by_part):
+            return None
+        met = [np.unique(np.concatenate([t for one, t in by_part if one.source is s])) for s in sources]
+        group = groups.setdefault(tuple(one.tobytes() for one in met), len(groups))
+        each.append(Head(q, k, v, group, len(rows), len(columns)))
+    for place in range(len(sources)):
+        met = np.concatenate([np.frombuffer(tokens[place], np.int64) for tokens in groups])
+        if len(np.unique(met)) != len(met):
+            return None
+    return Heads(query, key, value, scale, tuple(each), masked)
+
+
+def _tables(parts: tuple[Tokens, ...]) -> list[tuple[np.ndarray, np.ndarray]] | None:
+    """For each part (tokens of each head's rows, features that all of its rows show); None where rows mix tokens."""
+    leading = np.broadcast_shapes(*(one.labels.shape[:-2] for one in parts))
+    found = []
+    for one in parts:
         labels = np.broadcast_to(one.labels, (*leading, *one.labels.shape[-2:]))
         labels = labels.reshape(-1, *one.labels.shape[-2:])
         tokens, features = labels // one.rows, labels % one.rows
         if (tokens != tokens[:, :, :1]).any() or (features != features[:, :1, :]).any():
             return None
-        tables.append((tokens[:, :, 0], features[:, 0, :]))
-    if not np.array_equal(tables[1][0], tables[2][0]):
-        return None
-    for index in range(len(tables[0][0])):
-        (rows, q), (columns, k), (_, v) = ((tokens[index], features[index]) for tokens, features in tables)
-        met = np.union1d(rows, columns)
-        if len(np.unique(rows)) != len(rows) or len(np.unique(columns)) != len(columns):
+        if not one.whole_slices(labels):
             return None
-        if query.per_example is not None and len(np.unique(met // query.per_example)) != 1:
-            return None
-        group = groups.setdefault(met.tobytes(), len(groups))
-        each.append(Head(q, k, v, group, len(rows)))
-    met = np.concatenate([np.frombuffer(tokens, np.int64) for tokens in groups])
-    return Heads(query, key, value, scale, tuple(each)) if len(np.unique(met)) == len(met) else None
+        found.append((tokens[:, :, 0], features[:, 0, :]))
+    return found
+
+
+def _of_one_example(parts: list[tuple[Tokens, np.ndarray]]) -> bool:
+    """Whether a head meets tokens of one example only, where their number is not known."""
+    met = [np.unique(tokens // one.per_example) for one, tokens in parts if one.per_example is not None]
+    return not met or (len(met) == len(parts) and len(np.unique(np.concatenate(met))) == 1)
 
 
 _FINDERS: dict[tuple[str, str], Callable[[ir.Node, Fold, _Held, int], Heads | None]] = {

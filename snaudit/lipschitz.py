@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from snaudit import joint, loops, numerals, patterns, rules
 from snaudit.attention import Finder
-from snaudit.bound import UNBOUNDED, Bound, Grade, Norm, at_most, chain, exactly, larger
+from snaudit.bound import UNBOUNDED, Bound, Grade, Norm, at_most, exactly, larger
 from snaudit.broadcasting import dims
 from snaudit.conclusions import assumptions_of, contributions_of, final_of, reached_from
 from snaudit.findings import Gap
@@ -22,7 +22,7 @@ from snaudit.quantized_nodes import picked_rows, source_of
 from snaudit.ranges import UNKNOWN, Range
 from snaudit.ranges_walk import note_ranges, step_of
 from snaudit.rules import quantized
-from snaudit.rules.interface import CONSTANT, Unbounded, Value, unmeasured
+from snaudit.rules.interface import CONSTANT, Unbounded, Value, through, unmeasured
 from snaudit.shapes_walk import note_shapes
 from snaudit.walk import (
     MALFORMED,
@@ -251,17 +251,19 @@ def _shorten(walk: Walk, node: ir.Node) -> None:
     if walk.norm == "l2":
         written_out += _attended(walk, node, opset)
     for shortcut in (*(s for o in node.outputs for s in walk.shortcuts.get(o, ())), *written_out):
-        ends = (shortcut.source, *shortcut.also)
+        ends = [end for part, _ in shortcut.parts for end in part]
         if shortcut.output in walk.starts or (walk.starts and any(end not in walk.values for end in ends)):
             continue  # cut between
-        source = joint.side_by_side((value_of(walk, end) for end in ends), walk.norm)
-        current = walk.values[shortcut.output]
-        if source.jumps or current.jumps or source.is_constant or not shortcut.bound.bounded:
+        beside = [joint.side_by_side((value_of(walk, end) for end in part), walk.norm) for part, _ in shortcut.parts]
+        parts, current = list(zip(beside, shortcut.parts, strict=True)), walk.values[shortcut.output]
+        if current.jumps or any(value.jumps for value in beside):
             continue
-        short = chain(source.lip, shortcut.bound)
-        trusted = short.grade >= current.lip.grade
-        if (short.size < current.lip.size and trusted) or not current.lip.known:
-            walk.values[shortcut.output] = Value(short, source.sources, assumes=shortcut.assumes)
+        varying = [through(replace(v, part=None), bound) for v, (_, bound) in parts if not v.is_constant]
+        short = joint.add(varying, walk.norm)
+        trusted = short.lip.grade >= current.lip.grade
+        closer = (short.lip.size < current.lip.size and trusted) or not current.lip.known
+        if varying and closer and all(bound.bounded for _, bound in shortcut.parts):
+            walk.values[shortcut.output] = Value(short.lip, short.sources, assumes=shortcut.assumes)
             walk.taken[shortcut.output] = shortcut
 
 

@@ -26,6 +26,7 @@ class Shortcut:
 
     slopes: where it is one function of each entry by itself, between which slopes its own lie
     also:   further values that it is a function of; the bound is then with respect to all of them, side by side
+    more:   other values that it depends on besides, with the constants with respect to those alone
     """
 
     output: ir.Value
@@ -35,6 +36,12 @@ class Shortcut:
     assumes: tuple[str, ...] = ()
     slopes: Interval | None = None
     also: tuple[ir.Value, ...] = ()
+    more: tuple[tuple[ir.Value, Bound], ...] = ()
+
+    @property
+    def parts(self) -> tuple[tuple[tuple[ir.Value, ...], Bound], ...]:
+        """All values that it depends on, each or several side by side with a constant; these add."""
+        return ((self.source, *self.also), self.bound), *(((value,), bound) for value, bound in self.more)
 
 
 @dataclass(frozen=True, slots=True)

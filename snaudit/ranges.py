@@ -240,6 +240,20 @@ def along(one: Range, axis: int, size: int | None) -> float:
     return min(best, _over(one, axis, size, root_sum_squares_up, lambda n: root_up(float(n))))
 
 
+def ends_along(one: Range, axis: int, size: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """The interval of each entry along `axis` (< 0), over all other axes; None where one is infinite."""
+    if not one.bounded:
+        return None
+    ends = []
+    for end, least in ((one.low, np.min), (one.high, np.max)):
+        if -axis <= end.ndim and end.shape[axis] in (1, size):
+            others = tuple(a for a in range(end.ndim) if a != end.ndim + axis)
+            ends.append(np.broadcast_to(least(end, axis=others), (size,)))
+        else:
+            ends.append(np.full(size, least(end)))
+    return ends[0], ends[1]
+
+
 def summed(one: Range, axis: int, size: int | None) -> float:
     """sup of the l1 norm over slices along `axis` of `size` entries."""
     best = one.sums[1] if one.sums is not None and one.sums[0] == axis else np.inf

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
 import onnx_ir as ir
 
-from snaudit import images
+from snaudit import images, patterns
+from snaudit.bound import root_up
 from snaudit.findings import Gap
-from snaudit.ranges import UNKNOWN, Range, flat, joined, meet
+from snaudit.ranges import UNKNOWN, Range, enclosing, flat, joined, meet
 from snaudit.rules.interface import Step
 from snaudit.walk import (
     MALFORMED,
@@ -57,8 +59,23 @@ def note_ranges(walk: Walk, node: ir.Node, gap: Gap | None) -> None:
         if output in outputs:
             one = found[index] if index < len(found) else UNKNOWN
             one = meet(one, walk.narrower[output]) if output in walk.narrower else one
+            one = _normalized(walk, node, one)
             starts = walk.values[output].sources == {f"embedding {where_is(node)}"} and one.known
             walk.ranges[output] = replace(one, rests=one.rests | {table}) if starts else one
+
+
+def _normalized(walk: Walk, node: ir.Node, one: Range) -> Range:
+    """The range, where a node ends a normalization written out: u/√(mean(u²) + ε) over d entries has ‖·‖₂ ≤ √d."""
+    core = patterns.core_of(node, walk.fold, walk.model.graph.opset_imports.get("", 0)) if is_default(node) else None
+    shape = node.outputs[0].shape
+    sizes = [None] if core is None or shape is None else [shape[axis] for axis in core[0]]
+    if core is None or not all(isinstance(d, int) for d in sizes):
+        return one
+    most = root_up(float(math.prod(sizes)))
+    rows = (core[0][0] % len(shape) - len(shape), most) if len(sizes) == 1 else None
+    found = meet(one, enclosing(-most, most))
+    closer = rows is not None and (found.rows is None or (found.rows[0] == rows[0] and rows[1] < found.rows[1]))
+    return replace(found, rows=rows) if closer else found
 
 
 def _ranges_of(walk: Walk, node: ir.Node) -> Sequence[Range]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
-from snaudit import enclosed
+from snaudit import enclosed, rotations
 from snaudit.attributes import attribute
 from snaudit.domains import is_default
 from snaudit.enclosed import Enclosed
@@ -31,7 +31,8 @@ class Tokens:
     """Entry e of a value is row labels[e] mod F of M·u + b at token labels[e] // F of the source, F = rows of M.
 
     weight is M (F, width), bias b (F, 1); None: the identity, zero. per_example: how many tokens an example has,
-    where their number is not known.
+    where their number is not known. turned: not None: the entries of each slice of `slices` (rows of labels, sorted)
+    are a linear function, of norm up to `turned`, of what these labels stand for, another one for each slice.
     """
 
     source: ir.Value
@@ -40,6 +41,8 @@ class Tokens:
     weight: Enclosed | None = None
     bias: Enclosed | None = None
     per_example: int | None = None
+    turned: float | None = None
+    slices: np.ndarray | None = None
 
     @property
     def rows(self) -> int:
@@ -59,7 +62,7 @@ class Tokens:
 
     def applied(self, matrix: np.ndarray) -> Tokens | None:
         """Each token's features times the matrix (outputs, F) from the left."""
-        if not self.by_features() or matrix.ndim != 2 or matrix.shape[1] != self.rows:
+        if self.turned is not None or not self.by_features() or matrix.ndim != 2 or matrix.shape[1] != self.rows:
             return None
         exact = Enclosed(np.ascontiguousarray(matrix, np.float64))
         weight = exact if self.weight is None else enclosed.product(exact, self.weight)
@@ -67,6 +70,16 @@ class Tokens:
         tokens = self.labels[..., :1] // self.rows
         labels = tokens * len(matrix) + np.arange(len(matrix))
         return replace(self, labels=labels, weight=weight, bias=bias)
+
+    def whole_slices(self, rows: np.ndarray) -> bool:
+        """Whether each row of labels holds all of one slice of turned entries, in any order."""
+        if self.slices is None:
+            return True
+        rows = np.sort(rows.reshape(-1, rows.shape[-1]), axis=1)
+        if rows.shape[1] != self.slices.shape[1]:
+            return False
+        places = np.searchsorted(self.slices[:, 0], rows[:, 0]).clip(max=len(self.slices) - 1)
+        return bool((self.slices[places] == rows).all())
 
     def shifted(self, vector: np.ndarray) -> Tokens | None:
         """With a constant for each feature added."""
@@ -88,6 +101,8 @@ class Tokens:
 def _for_each_feature(tokens: Tokens, array: np.ndarray, neutral: float) -> np.ndarray | None:
     """One number for each feature, `neutral` for those that the value does not show; None where tokens differ."""
     values = array.astype(np.float64)
+    if tokens.turned is not None and (values.size != 1 or neutral == 0.0):
+        return None
     if array.dtype.kind != "f" or not np.isfinite(values).all() or values.ndim > tokens.labels.ndim:
         return None
     if values.size == 1:
@@ -156,8 +171,34 @@ def _gemm(node: ir.Node, value: ir.Value, inner: _Trace, fold: Fold) -> Tokens |
 
 
 def _add(node: ir.Node, value: ir.Value, inner: _Trace, fold: Fold) -> Tokens | None:
+    if all(fold(v) is None for v in node.inputs):
+        return _turn(node, value, inner, fold)
     found, constant = _beside_constant(node, inner, fold)
     return None if found is None else found.shifted(constant)
+
+
+def _turn(node: ir.Node, value: ir.Value, inner: _Trace, fold: Fold) -> Tokens | None:
+    """A rotary embedding in parts: each slice of the last axis a combination of the same slice of its source."""
+    known = rotations.combination(value, _MOVES, fold, _numbers)
+    found = None if known is None or known.root is value else inner(known.root)
+    if found is None or found.turned is not None or len(known.numbers) < 2:
+        return None
+    block = known.numbers[0].shape[-1]
+    labels = [found.labels.ravel()[n].reshape(-1, block) for n in known.numbers]
+    sets = [np.sort(one, axis=1) for one in labels]
+    tokens = labels[0] // found.rows
+    if any((one != sets[0]).any() for one in sets) or (tokens != tokens[:, :1]).any():
+        return None
+    slices = np.unique(sets[0], axis=0)
+    if len(np.unique(slices)) != slices.size:
+        return None  # slices that overlap
+    turned = labels[0].reshape(known.numbers[0].shape)
+    return replace(found, labels=turned, turned=rotations.norm_up(known), slices=slices)
+
+
+def _numbers(value: ir.Value) -> np.ndarray | None:
+    found = start(value)
+    return None if found is None else found.labels
 
 
 def _beside_constant(node: ir.Node, inner: _Trace, fold: Fold) -> tuple[Tokens | None, np.ndarray | None]:
@@ -258,6 +299,11 @@ def _gather(node: ir.Node, value: ir.Value, labels: np.ndarray, fold: Fold) -> n
     return None if index is None else np.take(labels, index, int(attribute(node, "axis", 0)))
 
 
+def _expand(node: ir.Node, value: ir.Value, labels: np.ndarray, fold: Fold) -> np.ndarray | None:
+    told = fold(node.inputs[1])
+    return None if told is None else np.broadcast_to(labels, np.broadcast_shapes(labels.shape, tuple(map(int, told))))
+
+
 def _same(node: ir.Node, value: ir.Value, labels: np.ndarray, fold: Fold) -> np.ndarray | None:
     return labels
 
@@ -265,7 +311,9 @@ def _same(node: ir.Node, value: ir.Value, labels: np.ndarray, fold: Fold) -> np.
 _MOVES = {
     "Reshape": _reshape, "Transpose": _transpose, "Flatten": _flatten, "Squeeze": _squeeze, "Unsqueeze": _unsqueeze,
     "Split": _split, "Slice": _slice, "Gather": _gather, "Identity": _same,
+    "Expand": _expand,
 }  # fmt: skip
 _STEPS = {
-    "MatMul": _matmul, "Gemm": _gemm, "Add": _add, "Mul": _multiply, "Div": _multiply, **dict.fromkeys(_MOVES, _moved),
+    "MatMul": _matmul, "Gemm": _gemm, "Add": _add, "Mul": _multiply, "Div": _multiply, "Concat": _turn,
+    **dict.fromkeys(_MOVES, _moved),
 }  # fmt: skip

@@ -13,7 +13,7 @@ import math
 import numpy as np
 
 from snaudit.bound import times_up
-from snaudit.ranges import UNKNOWN, Range, along, enclosing, flat, scaled, with_zero
+from snaudit.ranges import UNKNOWN, Range, along, enclosing, ends_along, flat, scaled, with_zero
 from snaudit.ranges import added as plus
 from snaudit.ranges import multiplied as times
 from snaudit.ranges import summed as l1_along
@@ -54,20 +54,6 @@ def _applied(weight: np.ndarray, low: np.ndarray, high: np.ndarray, terms: int) 
         return centre - slack, centre + slack
 
 
-def _columns(one: Range, axis: int, size: int) -> tuple[np.ndarray, np.ndarray] | None:
-    """The interval of each entry along `axis` (< 0), over all other axes; None where one is infinite."""
-    if not one.bounded:
-        return None
-    ends = []
-    for end, least in ((one.low, np.min), (one.high, np.max)):
-        if -axis <= end.ndim and end.shape[axis] in (1, size):
-            others = tuple(a for a in range(end.ndim) if a != end.ndim + axis)
-            ends.append(np.broadcast_to(least(end, axis=others), (size,)))
-        else:
-            ends.append(np.full(size, least(end)))
-    return ends[0], ends[1]
-
-
 def matmul(step: Step) -> Range:
     """The range of A·B: with a constant factor by its entries, else by the factors' norms."""
     right, left = _weight(step, 1), _weight(step, 0)
@@ -100,7 +86,7 @@ def _swapped(one: Range) -> Range:
 def _right(step: Step, one: Range, weight: np.ndarray, gain: float) -> Range:
     """The range of gain·x·W, W (…, k, n)."""
     inner = weight.shape[-2]
-    columns = _columns(one, -1, inner)
+    columns = ends_along(one, -1, inner)
     reach = along(one, -1, inner)
     if columns is None and not math.isfinite(reach):
         return UNKNOWN
@@ -186,7 +172,7 @@ def convolution(step: Step) -> Range:
     pads = step.attribute("pads", [0] * (2 * axes))
     if transposed or any(pads) or step.attribute("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
         one = with_zero(one)
-    columns = _columns(one, -1 - axes, inputs)
+    columns = ends_along(one, -1 - axes, inputs)
     if columns is None or inputs % groups:
         return UNKNOWN
     bias = step.constant(2) if step.has(2) else None

@@ -8,6 +8,7 @@ starts no bound, but a product with them needs a range.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from snaudit.findings import Settings
+
+
+_SHOWN = 12
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,8 +40,7 @@ def pair_of(graph: ir.Graph, settings: Settings) -> Pair:
     if settings.of_output is not None:
         outputs = tuple(v for v in outputs if v.name == settings.of_output)
         if not outputs:
-            there = _list(v.name or "?" for v in graph.outputs)
-            raise UsageError(f"--of-output: no output {settings.of_output!r}; there are {there}")
+            raise UsageError(f"--of-output: no output {settings.of_output!r}; {_there_are(graph.outputs)}")
     if settings.from_input is None:
         return Pair(outputs)
     inputs = [v for v in graph.inputs if not (v.is_initializer() or v.const_value is not None)]
@@ -45,7 +48,7 @@ def pair_of(graph: ir.Graph, settings: Settings) -> Pair:
     if settings.from_input not in real:
         known = any(v.name == settings.from_input for v in inputs)
         what = "is no real-valued input: it is held fixed" if known else "is no input"
-        there = f"there are {_list(name or '?' for name in real)}" if real else "there is no real input"
+        there = _there_are(real.values()) if real else "there is no real input"
         raise UsageError(f"--from-input: {settings.from_input!r} {what}; {there}")
     only = real[settings.from_input]
     return Pair(outputs, only, tuple(name or "?" for name in real if name != only.name))
@@ -58,6 +61,7 @@ def scope_of(settings: Settings) -> str:
     return " ".join(part for part in (of, source) if part)
 
 
-def _list(names: object) -> str:
-    found = list(names)  # type: ignore[call-overload]
-    return ", ".join(found[:12]) + (", …" if len(found) > 12 else "")
+def _there_are(values: Iterable[ir.Value]) -> str:
+    names = [value.name or "?" for value in values]
+    shown = ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
+    return f"there {'are' if len(names) > 1 else 'is'} {shown}"

@@ -208,6 +208,47 @@ def test_a_held_batch_of_another_size_does_not_pass_for_one_entry(saved) -> None
     assert truth <= bound(path, None, "x") <= truth * (1 + 1e-6)
 
 
+HELD = {
+    "places": ("Greater z zero m; Cast m i to=7; GatherElements x i y axis=1", [1, 6]),
+    "masks": ("Greater z zero m; Where m x zero y", [3, 4]),
+    "logits": ("Greater z zero m; MatMul x w a; Where m a low b; Softmax b y", [1, 4]),
+    "a slope": ("Tanh z t; PRelu x t y", [1, 4]),
+    "a scale": ("LayerNormalization x z y", [4]),
+    "weights": ("Softmax z t; Unsqueeze x first u; MatMul t u v; Squeeze v first y", [1, 4, 1]),
+    "a divisor": ("Sigmoid z s; Exp s e; Div x e y", [3, 4]),
+    "what x divides": ("Tanh z q; Tanh x s; Exp s e; Div q e y", [3, 4]),
+    "a sign": ("Sign z s; MatMul x w a; Mul a s y", [3, 4]),
+    "a minimum": ("Abs z t; Min t two u; Mul x u y", [1, 4]),
+    "a count": ("ReduceMax z c keepdims=1; Abs c d; Ceil d e; Cast e i to=7; Concat i four s axis=0; Expand x s y", [1]),
+    "rows": ("Add x z a; Relu a b; MatMul b w c; Sub c z d; Relu d e; MatMul e w y", [5, 4]),
+}  # fmt: skip
+"""Graphs in which what is held decides places, masks, slopes, scales, divisors, copies; z's shape."""
+
+
+@pytest.mark.parametrize("name", HELD)
+def test_whatever_is_held_the_bound_holds(name: str, saved) -> None:
+    text, shape = HELD[name]
+    rng, nodes = np.random.default_rng(9), []
+    for part in text.split("; "):
+        op, *names = part.split()
+        attributes = dict(word.split("=") for word in names if "=" in word)
+        args = [word for word in names if "=" not in word]
+        nodes.append(node(op, " ".join(args[:-1]), args[-1], **{k: int(v) for k, v in attributes.items()}))
+    weights = {"w": rng.standard_normal((4, 4)), "zero": np.zeros(1), "low": np.array(-np.inf), "two": np.array(2.0),
+               "four": np.array([4]), "first": np.array([0]), "i4": np.eye(4)}  # fmt: skip
+    used = {word for one in nodes for word in one.input} | {"i4"}
+    nodes.append(node("MatMul", "x i4", "unused"))
+    model = make_model(nodes, {"x": [1, 4], "z": shape}, {n: a for n, a in weights.items() if n in used})
+    path, truth = saved(model), dict.fromkeys(NORMS, 0.0)
+    for scale in (0.1, 1.0, 5.0, 30.0):
+        function, n = function_of(model, {"z": rng.standard_normal(shape) * scale})
+        for at in (rng.standard_normal(n), 3.0 * rng.standard_normal(n)):
+            found = jacobian(function, at, 1e-6)
+            truth = {norm: max(most, gain(found, norm)) for norm, most in truth.items()}
+    for norm in NORMS:
+        assert truth[norm] <= bound(path, None, "x", norm=norm) * (1 + DIFFERENCES)
+
+
 def test_an_embedding_is_held_beside_a_chosen_input(saved) -> None:
     rng = np.random.default_rng(8)
     weights = {"table": rng.uniform(-3, 3, (9, 4)), "w": rng.standard_normal((4, 4))}
@@ -255,7 +296,7 @@ def test_a_gate_on_a_pair_says_what_it_is_about(saved, capsys) -> None:
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        ({"of_output": "logits"}, "--of-output: no output 'logits'; there are p"),
+        ({"of_output": "logits"}, "--of-output: no output 'logits'; there is p"),
         ({"from_input": "w"}, "--from-input: 'w' is no input; there are x, z"),
         ({"from_input": "ids"}, "--from-input: 'ids' is no real-valued input: it is held fixed; there are x, z"),
     ],

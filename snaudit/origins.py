@@ -52,8 +52,8 @@ def notes_of(
                 most = max(most, *sizes)
     found = []
     if large:
-        size = f"values of up to {most:,} entries, where {linearized.LARGEST:,} are the most"
-        found.append(f"{_count(large)} too large a stretch to be bounded as one ({size}): their norms are multiplied")
+        why = f"values of up to {most:,} entries are too many for the methods that fit there"
+        found.append(f"{_count(large)} a stretch that is not bounded as one: {why}, and norms are multiplied")
     if open_:
         found.append(
             f"{_count(open_)} a stretch of open size, which is not bounded as one: --input-size may tighten the bound"

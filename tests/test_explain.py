@@ -8,7 +8,10 @@ import json
 
 import pytest
 
+from rich.cells import cell_len
+
 from snaudit import cli, rules
+from snaudit.commands import sink
 
 
 def test_the_table_of_ops_is_the_codes(capsys: pytest.CaptureFixture[str]) -> None:
@@ -31,3 +34,14 @@ def test_the_table_of_ops_is_the_codes(capsys: pytest.CaptureFixture[str]) -> No
 def test_an_unknown_topic_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["explain", "nothing"]) == 2
     assert "ops" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("width", [40, 80])
+def test_on_a_narrow_terminal_rows_become_paragraphs(width: int, monkeypatch, capsys: pytest.CaptureFixture[str]) -> None:
+    facts = {"width": width, "colour": False, "unicode": True, "terminal": True}
+    monkeypatch.setattr(sink, "view_facts", lambda to_file: facts)
+    assert cli.main(["explain", "ops"]) == 0
+    out = capsys.readouterr().out
+    assert max(cell_len(line) for line in out.split("\n∞")[0].splitlines()) <= width
+    for row in rules.ROWS:
+        assert row.constant.replace(" ", "") in "".join(out.split())

@@ -7,6 +7,8 @@ import io
 import json
 
 from snaudit.commands import sink
+from snaudit.report import View
+from snaudit.report.page import Page
 from snaudit.rules import ROWS
 
 
@@ -29,11 +31,23 @@ def ops(format: str) -> int:
         sink.emit(out.getvalue())
         return 0
     head = {"op": "op", "since": "since", "constant": "constant", "condition": "condition", "theorem": "theorem"}
+    sink.emit(_table(head, rows))
+    sink.emit("\n∞: no constant exists or none is known; an op that is not listed has none. since: the opset.\n")
+    return 0
+
+
+def _table(head: dict[str, str], rows: list[dict[str, object]]) -> str:
+    """The rows under their heads, one to a line; on a terminal that is too narrow, each as a paragraph."""
     table = [head, *({**row, "op": _named(row)} for row in rows)]
     widths = {column: max(len(str(row[column])) for row in table) for column in head}
-    lines = ("  ".join(f"{row[c]!s:<{widths[c]}}" for c in head).rstrip() for row in table)
-    sink.emit("\n".join(lines) + "\n\n∞: no constant exists or none is known; an op that is not listed has none. since: the opset.\n")
-    return 0
+    view = View(**sink.view_facts(to_file=False))
+    if view.terminal and sum(widths.values()) + 2 * (len(widths) - 1) > view.width:
+        page = Page(view)
+        for row in table[1:]:
+            facts = (f"{called} {row[column]}" for column, called in head.items() if column != "op" and row[column] != "")
+            page.paragraph(f"{row['op']}: {'; '.join(facts)}", "", 4)
+        return page.text()
+    return "".join("  ".join(f"{row[c]!s:<{widths[c]}}" for c in head).rstrip() + "\n" for row in table)
 
 
 def _named(row: dict[str, object]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from snaudit import lowered
 from snaudit.rules import ROWS
 
 HEAD = """# Ops with a rule
@@ -15,6 +16,17 @@ which the op is read; the tests run it there, at the versions that changed it, a
 
 | op | domain | since | constant | condition | theorem |
 |---|---|---|---|---|---|
+"""
+REWRITTEN = """
+## Ops of onnxruntime that are written as others
+
+What onnxruntime's optimizers, its transformer optimizer and its quantizer fuse is written as the ops on the right before
+anything else looks at the graph: exactly, in real arithmetic, the weights under their names. So layers, ranges, sections,
+patterns and patches are those of the model before it was optimized. Where the condition does not hold, or an attribute is
+not known, the node stays and is a gap. A test runs each against the op that it stands for.
+
+| op | domain | written as | condition |
+|---|---|---|---|
 """
 
 
@@ -29,7 +41,8 @@ def page() -> str:
         f"| {cell(row.theorem)} |"
         for row in ROWS
     )
-    return HEAD + "\n".join(rows) + "\n"
+    others = (f"| {row.op} | {row.domain} | {row.becomes} | {cell(row.condition)} |" for row in lowered.ROWS)
+    return HEAD + "\n".join(rows) + "\n" + REWRITTEN + "\n".join(others) + "\n"
 
 
 if __name__ == "__main__":

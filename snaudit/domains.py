@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 MICROSOFT = "com.microsoft"
+KEPT, REMEDY = "snaudit.kept", "snaudit.remedy"
+"""Keys of a node's metadata: why it could not be written as ops that have rules, and what helps."""
 
 
 def plain(domain: str) -> str:

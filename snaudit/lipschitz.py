@@ -310,7 +310,7 @@ def _judge(walk: Walk, node: ir.Node, reads: list[ir.Value], known: list[Value])
         return loops.unrolled(walk, node, body, lambda inner: _visit(walk, inner))
     row = rules.lookup(domain, op)
     if row is None or walk.norm not in row.norms or nested:
-        raise _unknown(node, op, domain)
+        raise rules.without_row(node, op, domain)
     if any(v in walk.codes for v in reads) and not quantized.takes_codes(node):
         reason = f"{op} computes with quantized integers, which rounds or overflows"
         raise Unbounded(reason, "dequantize before it", "step")
@@ -335,21 +335,6 @@ def _shape_of(walk: Walk, node: ir.Node, value: Value) -> tuple[Value, ...]:
     if node.inputs[0] not in walk.shaped_by_data:
         return (CONSTANT,)
     return (Value(UNBOUNDED, value.sources, jumps=where_is(node)),)
-
-
-_EXPORT = "export the model in eval mode with torch.onnx.export, which writes it with other ops, and audit that file"
-
-
-def _unknown(node: ir.Node, op: str, domain: str) -> Unbounded:
-    if not domain and op in ("Loop", "Scan"):
-        return Unbounded(
-            f"{op} repeats its body", "export with a fixed number of steps, unrolled", "control-flow"
-        )
-    name = f"{domain}.{op}" if domain else op
-    if domain == "aten":
-        reason = f"PyTorch's {op} is not translated: {node.doc_string or 'there is no translation of it'}"
-        return Unbounded(reason, _EXPORT, "no-rule")
-    return Unbounded(f"no rule for {name}", "use standard ONNX ops, or write a rule (docs)", "no-rule")
 
 
 def _constant(walk: Walk, node: ir.Node) -> tuple[Value, ...]:

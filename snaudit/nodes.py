@@ -235,10 +235,11 @@ def _convolution(node: ir.Node) -> Iterator[Layer]:
     geometry = Geometry(
         tuple(attribute(node, "strides", ones)),
         tuple(attribute(node, "dilations", ones)),
-        int(attribute(node, "group", 1)),
+        attribute(node, "group", 1),
         transposed,
     )
-    whole = min((*geometry.stride, *geometry.dilation, geometry.groups)) >= 1
+    numbers = (*geometry.stride, *geometry.dilation, geometry.groups)
+    whole = all(isinstance(number, int) and number >= 1 for number in numbers)
     if not whole or len(geometry.stride) != axes or len(geometry.dilation) != axes or form.shape[0] % geometry.groups:
         return  # no runtime takes it; the weight is left out, the node becomes a gap
     kind = "ConvTranspose" if transposed else "Conv"

@@ -114,15 +114,18 @@ def _cubic(graph: Graph, value: ir.Value) -> ir.Value | None:
     node = graph.made(value, "Add")
     for root, rest in graph.split(node) if node is not None else ():
         for cube, scale in graph.scales(rest):
-            power = graph.made(cube, "Pow")
-            if (
-                power is not None
-                and power.inputs[0] is root
-                and graph.scalar(power.inputs[1]) == 3.0
-                and abs(scale - 0.044715) < 1e-6
-            ):
+            if abs(scale - 0.044715) < 1e-6 and _is_cube(graph, cube, root):
                 return root
     return None
+
+
+def _is_cube(graph: Graph, value: ir.Value, root: ir.Value) -> bool:
+    power = graph.made(value, "Pow")
+    if power is not None:
+        return power.inputs[0] is root and graph.scalar(power.inputs[1]) == 3.0
+    product = graph.made(value, "Mul")
+    squares = [graph.made(b, "Mul") for a, b in (graph.split(product) if product is not None else ()) if a is root]
+    return any(square is not None and list(square.inputs) == [root, root] for square in squares)
 
 
 def _steeper(graph: Graph, node: ir.Node) -> _Found:

@@ -10,13 +10,15 @@ import pytest
 
 from rich.cells import cell_len
 
-from snaudit import cli, rules
+from snaudit import cli, lowered, rules
 from snaudit.commands import sink
 
 
 def test_the_table_of_ops_is_the_codes(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["explain", "ops", "--format", "json"]) == 0
-    found = json.loads(capsys.readouterr().out)["ops"]
+    told = json.loads(capsys.readouterr().out)
+    found = told["ops"]
+    assert [(row["op"], row["written_as"]) for row in told["rewritten"]] == [(r.op, r.becomes) for r in lowered.ROWS]
     assert [(row["op"], row["domain"]) for row in found] == [(r.op, r.domain or "ai.onnx") for r in rules.ROWS]
     for shown, row in zip(found, rules.ROWS, strict=True):
         wanted = (row.since, row.constant, row.condition, row.theorem, list(row.norms))
@@ -27,7 +29,7 @@ def test_the_table_of_ops_is_the_codes(capsys: pytest.CaptureFixture[str]) -> No
     assert lines == told
     assert cli.main(["explain", "ops"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == len(rules.ROWS) + 3 and lines[0].split() == ["op", "since", "constant", "condition", "theorem"]
+    assert len(lines) == len(rules.ROWS) + len(lowered.ROWS) + 7 and lines[0].split() == ["op", "since", "constant", "condition", "theorem"]
     assert lines[1].startswith(rules.ROWS[0].op)
 
 

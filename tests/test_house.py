@@ -35,7 +35,7 @@ LEVELS = (
     ("layers", "pairs", "patterns", "magnitudes", "attention", "heads", "tokens", "rotations"),
     ("forms", "contractions", "dequantized", "formats", "sigma", "rules", "sections", "linearized", "waves", "watched"),
     ("levers",),
-    ("findings", "folding", "joint", "images"),
+    ("findings", "folding", "joint", "images", "lowered"),
     ("sigma.interface", "rules.interface", "sections.interface", "formats.interface", "formats.source"),
     ("folded_arithmetic", "folded_shapes", "symbol", "factorizing", "projections", "arrays", "gains", "broadcasting",
      "packing", "matching", "ascent", "precision", "running", "kernels", "enclosed", "slopes", "local_slopes", "ranges", "curves"),

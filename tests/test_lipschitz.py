@@ -498,6 +498,10 @@ WRITTEN_OUT = {
     "gelu, half first": ([*GELU, node("Mul", "half x", "d"), node("Mul", "d c", "y")], 1.1289042, 0.99),
     "gelu, half inside": ([*GELU, node("Mul", "half c", "d"), node("Mul", "d x", "y")], 1.1289042, 0.99),
     "tanh gelu": ([*TANH, node("Mul", "half x", "g"), node("Mul", "g f", "y")], 1.1290032, 0.99),
+    "tanh gelu, products": (
+        [node("Mul", "x x", "q"), node("Mul", "x q", "a"), *TANH[1:], node("Mul", "half x", "g"), node("Mul", "g f", "y")],
+        1.1290032, 0.99,
+    ),
     "mish": ([node("Softplus", "x", "a"), node("Tanh", "a", "b"), node("Mul", "x b", "y")], 1.0884983, 0.99),
     "leaky relu": ([node("Mul", "slope x", "a"), node("Max", "a x", "y")], 1.0, 0.99),
 }
@@ -527,6 +531,8 @@ def test_an_activation_written_out_has_its_own_slope(name: str) -> None:
         ([node("Neg", "x", "n"), node("Sigmoid", "n", "a"), node("Mul", "x a")], "product"),
         ([node("Erf", "x", "b"), node("Add", "b two", "c"), node("Mul", "x c")], "product"),
         ([*TANH[:1], node("Mul", "half a", "b"), *TANH[2:], node("Mul", "x f")], "needs-range"),
+        ([node("Mul", "x x", "q"), node("Mul", "q q", "a"), *TANH[1:], node("Mul", "x f")], "product"),
+        ([node("Mul", "x z", "q"), node("Mul", "x q", "a"), *TANH[1:], node("Mul", "x f")], "product"),
         ([node("Add", "x three", "a"), node("Clip", "a nil", "b"), node("Mul", "x b")], "product"),
         ([node("Add", "x row", "a"), node("Clip", "a nil six", "b"), node("Mul", "x b")], "product"),
     ],

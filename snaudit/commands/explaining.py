@@ -7,6 +7,7 @@ import io
 import json
 
 from snaudit.commands import sink
+from snaudit.lowered import ROWS as REWRITTEN
 from snaudit.report import View
 from snaudit.report.page import Page
 from snaudit.rules import ROWS
@@ -20,8 +21,11 @@ def ops(format: str) -> int:
          "theorem": row.theorem, "norms": list(row.norms)}
         for row in ROWS
     ]  # fmt: skip
+    others = [
+        {"op": row.op, "domain": row.domain, "written_as": row.becomes, "condition": row.condition} for row in REWRITTEN
+    ]
     if format == "json":
-        sink.emit(json.dumps({"ops": rows}, ensure_ascii=False, indent=2) + "\n")
+        sink.emit(json.dumps({"ops": rows, "rewritten": others}, ensure_ascii=False, indent=2) + "\n")
         return 0
     if format == "csv":
         out = io.StringIO()
@@ -30,9 +34,10 @@ def ops(format: str) -> int:
         writer.writerows({**row, "norms": " ".join(row["norms"])} for row in rows)  # type: ignore[arg-type]
         sink.emit(out.getvalue())
         return 0
-    head = {"op": "op", "since": "since", "constant": "constant", "condition": "condition", "theorem": "theorem"}
-    sink.emit(_table(head, rows))
-    sink.emit("\n∞: no constant exists or none is known; an op that is not listed has none. since: the opset.\n")
+    sink.emit(_table({c: c for c in ("op", "since", "constant", "condition", "theorem")}, rows))
+    sink.emit("\n∞: no constant exists or none is known; an op that is not listed has none. since: the opset.\n\n")
+    sink.emit("Written as other ops before anything else looks at the graph:\n\n")
+    sink.emit(_table({"op": "op", "written_as": "written as", "condition": "condition"}, others))
     return 0
 
 

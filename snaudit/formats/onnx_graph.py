@@ -25,6 +25,7 @@ from snaudit.formats.onnx_signatures import check_signatures
 from snaudit.formats.onnx_sizes import bind_sizes
 from snaudit.formats.onnx_tensors import Stored
 from snaudit.formats.onnx_weights import MARK
+from snaudit.lowered import lowered
 from snaudit.model import Tensor
 
 _MOST_INLINED = 200_000
@@ -68,6 +69,8 @@ def graph_of(
             _check_function(path, function)
         proto = _flat(path, proto, unsorted, notes)
         bind_sizes(proto.graph, sizes)
+        if lowered(proto, lambda copy: _with_shapes(copy, [])):
+            check_signatures(path, proto)
         proto = _with_shapes(proto, notes)
         model = ir.serde.deserialize_model(proto)
         attacher = _Attacher(path, stored, tensors)
@@ -198,7 +201,8 @@ def _with_shapes(proto: onnx.ModelProto, notes: list[str]) -> onnx.ModelProto:
     """The model with inferred shapes; as it is, with a note, where inference fails."""
     functions = list(proto.functions)
     del proto.functions[:]  # inference would walk a function once a call
-    kept = onnx_stand_ins.put(proto.graph)
+    opset = max((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), default=0)
+    kept = onnx_stand_ins.put(proto.graph, opset)
     try:
         inferred = _inferred(proto)
     except Exception as error:  # onnx raises several kinds of its own

@@ -1,0 +1,171 @@
+"""onnxruntime's own ops, written as ONNX's: what its optimizers emit has the bound of what it stands for.
+
+`lowered` changes a model before its shapes are inferred; a node that it does not understand stays, with
+its reason in `node.metadata_props`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import onnx
+
+from snaudit.domains import KEPT, REMEDY
+from snaudit.lowered import blocked, layouts, norms, pointwise, products
+from snaudit.lowered.interface import Call, Kept, Lowering, ShapeNeeded
+
+ROWS: tuple[Lowering, ...] = (*products.ROWS, *norms.ROWS, *pointwise.ROWS, *layouts.ROWS, *blocked.ROWS)
+_TABLE = {(row.domain, row.op): row for row in ROWS}
+_MALFORMED = (ValueError, TypeError, IndexError, KeyError, OverflowError)
+
+Infer = Callable[[onnx.ModelProto], onnx.ModelProto]
+
+
+def lowered(model: onnx.ModelProto, infer: Infer) -> bool:
+    """Whether there were nodes of onnxruntime's own, in the graph or its bodies, which are now written as ONNX's
+    where they can be. infer: gives a copy with its shapes.
+
+    The attributes are handed on as they are: whoever calls this checks the signatures of what was written.
+    """
+    opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
+    if opset < 7 or not any((node.domain, node.op_type) in _TABLE for node in _nodes(model.graph)):
+        return False
+    walk = _Walk(opset, _names(model), blocked.block_of(_nodes(model.graph), _facts(model)[0]))
+    walk.graph(model.graph, *_facts(model), last=False)
+    if walk.waiting:
+        copy = onnx.ModelProto()
+        copy.CopyFrom(model)
+        stand_in(copy.graph)
+        walk.graph(model.graph, *_facts(infer(copy)), last=True)
+    return True
+
+
+@dataclass(slots=True)
+class _Walk:
+    opset: int
+    taken: set[str]
+    block: int | None
+    waiting: int = 0
+
+    def graph(
+        self, graph: onnx.GraphProto, shapes: Mapping[str, tuple[int | None, ...]], kinds: Mapping[str, int], last: bool
+    ) -> None:
+        """Write the nodes of one graph anew, where there is one to be written."""
+        nodes: list[onnx.NodeProto] = []
+        for node in graph.node:
+            for body in _bodies(node):
+                self.graph(body, shapes, kinds, last)
+            row = _TABLE.get((node.domain, node.op_type))
+            call = Call(node, self.opset, shapes, kinds, self.taken, self.block)
+            nodes += [node] if row is None else self._written(row, call, last)
+        if len(nodes) != len(graph.node) or any(a is not b for a, b in zip(nodes, graph.node, strict=True)):
+            copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+            del graph.node[:]
+            graph.node.extend(copies)
+
+    def _written(self, row: Lowering, call: Call, last: bool) -> list[onnx.NodeProto]:
+        try:
+            row.write(call)
+            return call.made
+        except ShapeNeeded as refusal:
+            self.waiting += 1
+            found: Kept = refusal
+            if not last:
+                return [call.node]
+        except Kept as refusal:
+            found = refusal
+        except _MALFORMED:
+            found = Kept("has attributes or inputs that make no sense")
+        note(call.node, found)
+        return [call.node]
+
+
+def note(node: onnx.NodeProto, refusal: Kept) -> None:
+    """Say in a node's metadata why it stays."""
+    kept = [entry for entry in node.metadata_props if entry.key not in (KEPT, REMEDY)]
+    del node.metadata_props[:]
+    node.metadata_props.extend(kept)
+    for key, text in ((KEPT, refusal.reason), (REMEDY, refusal.remedy)):
+        if text:
+            node.metadata_props.add(key=key, value=text)
+
+
+def stand_in(graph: onnx.GraphProto) -> None:
+    """Put ops of equal shapes in the place of those that wait for shapes."""
+    for node in graph.node:
+        for body in _bodies(node):
+            stand_in(body)
+        if (node.domain, node.op_type) not in _TABLE:
+            continue
+        given = {one.name: one.i for one in node.attribute}
+        if node.op_type in _PRODUCTS and not (given.get("transBatchA") or given.get("transBatchB")):
+            left, right = ("...ki" if given.get("transA") else "...ik"), ("...jk" if given.get("transB") else "...kj")
+            _put(node, "Einsum", 2, equation=f"{left},{right}->...ij")
+        elif node.op_type == "ReorderInput" and given.get("channels_last"):
+            _put(node, "Transpose", 1, perm=[0, 3, 1, 2])
+        elif node.op_type in _SAME:
+            _put(node, "Identity", 1)
+
+
+def _put(node: onnx.NodeProto, op: str, inputs: int, **attributes: Any) -> None:
+    node.CopyFrom(onnx.helper.make_node(op, list(node.input[:inputs]), list(node.output[:1]), **attributes))
+
+
+_PRODUCTS = {"FusedMatMul", "TransposeMatMul", "FusedMatMulActivation"}
+_SAME = {"BiasSoftmax", "ReorderInput", "SkipGroupNorm"}
+"""What waits for shapes and has its first input's. (ReorderInput pads channels, but no number of channels is
+asked for before it is stated anew: by a kernel, or by ReorderOutput.)"""
+
+
+def _facts(model: onnx.ModelProto) -> tuple[dict[str, tuple[int | None, ...]], dict[str, int]]:
+    """Shapes and element types of values: of inputs, initializers and what was inferred."""
+    shapes: dict[str, tuple[int | None, ...]] = {}
+    kinds: dict[str, int] = {}
+    unlike: set[str] = set()
+    for graph in _graphs(model.graph):
+        for value in (*graph.input, *graph.value_info, *graph.output):
+            if not value.type.HasField("tensor_type"):
+                continue
+            held = value.type.tensor_type
+            kinds[value.name] = held.elem_type
+            if held.HasField("shape"):
+                sizes = tuple(d.dim_value if d.HasField("dim_value") else None for d in held.shape.dim)
+                unlike |= {value.name} if shapes.get(value.name, sizes) != sizes else set()
+                shapes[value.name] = sizes
+        for tensor in graph.initializer:
+            kinds[tensor.name] = tensor.data_type
+            sizes = tuple(tensor.dims)
+            unlike |= {tensor.name} if shapes.get(tensor.name, sizes) != sizes else set()
+            shapes[tensor.name] = sizes
+    return {name: sizes for name, sizes in shapes.items() if name not in unlike}, kinds
+
+
+def _names(model: onnx.ModelProto) -> set[str]:
+    """All names of values and nodes."""
+    found: set[str] = set()
+    for graph in _graphs(model.graph):
+        found |= {value.name for value in (*graph.input, *graph.initializer)}
+        for node in graph.node:
+            found |= {node.name, *node.input, *node.output}
+    return found
+
+
+def _bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            yield attribute.g
+        yield from attribute.graphs
+
+
+def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    yield graph
+    for node in graph.node:
+        for body in _bodies(node):
+            yield from _graphs(body)
+
+
+def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    for one in _graphs(graph):
+        yield from one.node

@@ -1,0 +1,427 @@
+"""onnxruntime's own ops written as ONNX's: the same function, op by op and file by file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from graphs import make_model, session_of
+from onnx import helper
+
+import snaudit
+from snaudit.errors import UnreadableModel
+from snaudit.formats.onnx_graph import _with_shapes
+from snaudit.lowered import ROWS, lowered
+from snaudit.lowered.interface import MICROSOFT, NCHWC
+
+RNG = np.random.default_rng(0)
+
+
+def random(*shape: int) -> np.ndarray:
+    return RNG.standard_normal(shape)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One node on inputs of these shapes and these constants. reads: its inputs in order, where "" is left out.
+
+    truth: what it computes, where onnxruntime has no kernel for it. left: the ops that may stay.
+    """
+
+    op: str
+    inputs: dict[str, tuple[int, ...]]
+    constants: dict[str, np.ndarray] = field(default_factory=dict)
+    reads: str = ""
+    attributes: dict[str, Any] = field(default_factory=dict)
+    outputs: tuple[str, ...] = ("y",)
+    opset: int = 17
+    domain: str = MICROSOFT
+    kinds: dict[str, str] = field(default_factory=dict)
+    truth: Callable[..., Any] | None = None
+
+    @property
+    def name(self) -> str:
+        text = ",".join(f"{k}={v}" for k, v in self.attributes.items())
+        return f"{self.op}-{self.opset}[{len(self.constants)}]({text})"[:100]
+
+    def model(self) -> onnx.ModelProto:
+        reads = self.reads.split(",") if self.reads else [*self.inputs, *self.constants]
+        node = helper.make_node(self.op, reads, list(self.outputs), name="node", domain=self.domain, **self.attributes)
+        named = [name for name in self.outputs if name]
+        return model_of([node], self.inputs, self.constants, named, self.opset, self.kinds)
+
+    def feed(self, seed: int) -> dict[str, np.ndarray]:
+        rng = np.random.default_rng(seed)
+        return {
+            name: rng.integers(0, 3, shape).astype(self.kinds[name])
+            if name in self.kinds
+            else rng.standard_normal(shape).astype(np.float32)
+            for name, shape in self.inputs.items()
+        }
+
+
+def model_of(
+    nodes: list[onnx.NodeProto],
+    inputs: dict[str, Any],
+    constants: dict[str, np.ndarray],
+    outputs: list[str],
+    opset: int = 17,
+    kinds: dict[str, str] = {},
+) -> onnx.ModelProto:
+    made = make_model(nodes, inputs, constants, outputs, opset, "float32", {k: "int64" for k in kinds})
+    for value in made.graph.input:
+        if value.name in kinds:
+            value.type.tensor_type.elem_type = helper.np_dtype_to_tensor_dtype(np.dtype(kinds[value.name]))
+    made.opset_import.append(helper.make_opsetid(NCHWC, 1))
+    return made
+
+
+def rewritten(model: onnx.ModelProto) -> onnx.ModelProto:
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    lowered(copy, lambda other: _with_shapes(other, []))
+    return copy
+
+
+def ops_of(model: onnx.ModelProto) -> set[tuple[str, str]]:
+    return {(node.domain, node.op_type) for node in model.graph.node}
+
+
+def case(op: str, inputs: dict[str, tuple[int, ...]], constants: dict[str, Any] = {}, **settings: Any) -> Case:
+    own = {key: settings.pop(key) for key in list(settings) if key in Case.__dataclass_fields__}
+    return Case(op, inputs, {k: np.asarray(v) for k, v in constants.items()}, attributes=settings, **own)
+
+
+def gelu(x: np.ndarray) -> np.ndarray:
+    from scipy.special import erf
+
+    return x * 0.5 * (1.0 + erf(x / np.sqrt(2.0)))
+
+
+def group_norm(x: np.ndarray, gamma: np.ndarray, beta: np.ndarray, groups: int, silu: bool, last: bool) -> np.ndarray:
+    x = np.moveaxis(x, -1, 1) if last else x
+    parts = x.reshape(len(x), groups, -1)
+    normal = (parts - parts.mean(-1, keepdims=True)) / np.sqrt(parts.var(-1, keepdims=True) + 0.01)
+    y = normal.reshape(x.shape) * gamma[:, None, None] + beta[:, None, None]
+    y = y / (1.0 + np.exp(-y)) if silu else y
+    return np.moveaxis(y, 1, -1) if last else y
+
+
+def softmax(x: np.ndarray) -> np.ndarray:
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+IMAGE, KERNEL, BIAS = {"x": (1, 3, 6, 5)}, random(4, 3, 3, 2), random(4)
+SIGNS = {"Relu": {}, "Tanh": {}, "Sigmoid": {}, "LeakyRelu": {"alpha": 0.3}, "HardSigmoid": {"alpha": 0.3, "beta": 0.4}}
+GAMMA, BETA = random(8), random(8)
+TOKENS = {"x": (2, 5, 8)}
+HWC = {"x": (2, 4, 3, 8)}
+CHW = {"x": (2, 8, 4, 3)}
+
+
+def nhwc_convolution(x: np.ndarray, z: np.ndarray | None = None, activation: str = "") -> np.ndarray:
+    """Through onnxruntime's own FusedConv, transposed here."""
+    inputs = {"x": (1, 3, 6, 5)} | ({} if z is None else {"z": (1, 4, 4, 4)})
+    reads = "x,w,b" + ("" if z is None else ",z")
+    settings = {"activation": activation} if activation else {}
+    own = case("FusedConv", inputs, {"w": KERNEL, "b": BIAS}, reads=reads, **settings)
+    feed = {"x": np.moveaxis(x, -1, 1)} | ({} if z is None else {"z": np.moveaxis(z, -1, 1)})
+    return np.moveaxis(session_of(own.model()).run(None, feed)[0], 1, -1)
+
+
+CONVOLUTIONS = [
+    *(
+        case("FusedConv", IMAGE, {"w": KERNEL, "b": BIAS}, activation=name, pads=[1, 0, 1, 2], strides=[1, 2],
+             **({"activation_params": list(given.values())} if given else {}))
+        for name, given in SIGNS.items()
+    ),
+    *(
+        case("FusedConv", IMAGE, {"w": KERNEL}, activation="Clip", activation_params=[-0.5, 1.0], opset=opset)
+        for opset in (9, 17)
+    ),
+    case("FusedConv", IMAGE | {"z": (1, 4, 4, 4)}, {"w": KERNEL, "b": BIAS}, reads="x,w,b,z", activation="Relu"),
+    case("FusedConv", IMAGE | {"z": (1, 4, 4, 4)}, {"w": KERNEL}, reads="x,w,,z"),
+    case("FusedConv", {"x": (1, 4, 9)}, {"w": random(4, 2, 3)}, group=2, dilations=[2], activation="Tanh"),
+    case("NhwcConv", {"x": (1, 6, 5, 3)}, {"w": KERNEL, "b": BIAS}, truth=nhwc_convolution),
+    case("NhwcFusedConv", {"x": (1, 6, 5, 3), "z": (1, 4, 4, 4)}, {"w": KERNEL, "b": BIAS}, reads="x,w,b,z",
+         activation="Relu", truth=lambda x, z: nhwc_convolution(x, z, "Relu")),
+]  # fmt: skip
+GEMMS = [
+    *(
+        case("FusedGemm", {"x": (3, 4)}, {"w": random(4, 5), "c": random(5)}, activation=name, alpha=0.5, beta=2.0,
+             **{f"activation_{k}": v for k, v in given.items()})
+        for name, given in (SIGNS | {"Elu": {"alpha": 0.7}, "Softplus": {}}).items()
+    ),
+    case("FusedGemm", {"x": (4, 3)}, {"w": random(5, 4)}, activation="Relu", transA=1, transB=1),
+    case("FusedMatMulActivation", {"x": (2, 3, 4)}, {"w": random(2, 5, 4)}, activation="LeakyRelu", transB=1, alpha=0.5,
+         activation_alpha=0.1, truth=lambda x: (lambda y: np.where(y > 0, y, 0.1 * y))(x @ GEMMS[-1].constants["w"].swapaxes(1, 2) / 2)),
+]  # fmt: skip
+PRODUCTS = [
+    *(
+        case("FusedMatMul", {"x": (2, 3, 4, 4), "z": (2, 3, 4, 4)}, alpha=0.25, transA=a, transB=b)
+        for a in (0, 1) for b in (0, 1)
+    ),
+    *(
+        case("FusedMatMul", {"x": (4, 4, 4), "z": (4, 4, 4)}, transA=a, transB=b, transBatchA=c, transBatchB=d)
+        for a, b, c, d in ((0, 0, 1, 0), (1, 0, 1, 0), (0, 1, 0, 1), (1, 1, 1, 1), (0, 0, 1, 1))
+    ),
+    case("FusedMatMul", {"x": (2, 3, 2, 5), "z": (3, 2, 5, 4)}, transBatchA=1, alpha=-2.0),
+    case("FusedMatMul", {"x": (2, 4)}, {"w": random(5, 4)}, transB=1),
+    case("FusedMatMul", {"x": (3, 4)}, {"w": random(4)}, alpha=3.0),
+    case("TransposeMatMul", {"x": (4, 2)}, {"w": random(4, 5)}, transA=1, alpha=0.5),
+]  # fmt: skip
+NORMALIZED = [
+    case("SkipLayerNormalization", TOKENS | {"z": (2, 5, 8)}, {"g": GAMMA, "b": BETA}, epsilon=0.01),
+    case("SkipLayerNormalization", TOKENS | {"z": (1, 5, 8)}, {"g": GAMMA}, epsilon=0.01, opset=11),
+    case("SkipLayerNormalization", TOKENS | {"z": (5, 8)}, {"g": GAMMA, "b": BETA, "c": BIAS.repeat(2)},
+         outputs=("y", "", "", "s")),
+    case("SkipSimplifiedLayerNormalization", TOKENS | {"z": (2, 5, 8)}, {"g": GAMMA, "c": BETA}, epsilon=0.01,
+         outputs=("y", "", "", "s")),
+    case("SkipSimplifiedLayerNormalization", TOKENS | {"z": (2, 5, 8)}, {"g": GAMMA}),
+    *(
+        case("EmbedLayerNormalization", {"i": (2, 5), "t": (2, 5), "m": (2, 5)} | more,
+             {"w": random(9, 8), "p": random(7, 8), "s": random(3, 8), "g": GAMMA, "b": BETA}, reads=reads, epsilon=0.01,
+             mask_index_type=1, outputs=outputs, kinds=dict.fromkeys("itmn", "int32"), opset=opset)
+        for more, reads, outputs, opset in (
+            ({}, "i,t,w,p,s,g,b", ("y", "", "e"), 17),
+            ({"n": (2, 5)}, "i,,w,p,,g,b,,n", ("y", ""), 11),
+        )
+    ),
+    *(
+        case("GroupNorm", HWC if last else CHW, {"g": GAMMA, "b": BETA}, groups=4, activation=silu, channels_last=last,
+             epsilon=0.01, truth=lambda x, last=last, silu=silu: group_norm(x, GAMMA, BETA, 4, silu, last))
+        for last in (0, 1) for silu in (0, 1)
+    ),
+    *(
+        case("SkipGroupNorm", (HWC if last else CHW) | {"z": (2, 1, 1, 8) if last else (2, 8, 4, 3)},
+             {"g": GAMMA, "b": BETA, "c": BETA}, reads="x,g,b,z,c", groups=2, activation=1, channels_last=last,
+             epsilon=0.01, outputs=("y", "s"), truth=lambda x, z, last=last: skipped(x, z, last))
+        for last in (0, 1)
+    ),
+]  # fmt: skip
+
+
+def skipped(x: np.ndarray, z: np.ndarray, last: int) -> list[np.ndarray]:
+    total = x + z + (BETA if last else BETA[:, None, None])
+    return [group_norm(total, GAMMA, BETA, 2, True, bool(last)), total]
+
+
+def codes(*shape: int) -> np.ndarray:
+    return np.random.default_rng(1).integers(0, 255, shape).astype(np.uint8)
+
+
+HALF, ZERO = np.float32(0.02), np.uint8(120)
+SCALES = {"s": HALF, "z": ZERO}
+PLAIN = [
+    case("BiasGelu", TOKENS, {"b": BETA}),
+    case("FastGelu", TOKENS, {"b": BETA}),
+    case("BiasAdd", TOKENS | {"z": (2, 5, 8)}, {"b": BETA}, reads="x,b,z", truth=lambda x, z: x + BETA + z),
+    *(
+        case("BiasSplitGelu", TOKENS, {"b": BETA}, opset=opset,
+             truth=lambda x: (x + BETA)[..., :4] * gelu((x + BETA)[..., 4:]))
+        for opset in (13, 18)
+    ),
+    *(
+        case("BiasSoftmax", {"x": (2, 3, 4)}, {"b": bias}, axis=axis, is_inner_broadcast=0,
+             truth=lambda x, bias=bias: softmax(x + bias))
+        for bias, axis in ((random(2, 1, 4), 2), (random(3, 4), -1))
+    ),
+    case("Pad", {"x": (2, 3)}, {"p": np.array([1, 0, 0, 2]), "v": np.array(0.5)}),
+    case("Pad", {"x": (2, 3)}, {"p": np.array([1, 0, 0, 2])}, mode="reflect"),
+    case("Trilu", {"x": (4, 4)}, upper=0),
+    case("GatherND", {"x": (3, 4)}, {"i": np.array([[0, 1], [2, 3]])}),
+    case("ExpandDims", {"x": (3, 4)}, {"a": np.array(-1, np.int32)}, opset=13),
+    case("NhwcMaxPool", {"x": (1, 6, 5, 3)}, kernel_shape=[2, 3], strides=[2, 1], pads=[0, 1, 0, 1], kinds={"x": "uint8"}),
+    case("QLinearConv", {"x": (1, 6, 5, 3)}, SCALES | {"w": codes(4, 3, 3, 2), "t": np.float32(0.01), "u": ZERO,
+         "v": np.float32(0.5), "q": ZERO}, channels_last=1, kernel_shape=[3, 2], kinds={"x": "uint8"}),
+    case("QLinearAveragePool", {"x": (1, 6, 5, 3)}, SCALES | {"t": HALF, "u": ZERO}, channels_last=1, kernel_shape=[2, 2],
+         kinds={"x": "uint8"}),
+    case("QLinearGlobalAveragePool", {"x": (1, 6, 5, 3)}, SCALES | {"t": HALF, "u": ZERO}, channels_last=1,
+         kinds={"x": "uint8"}),
+]  # fmt: skip
+CASES = [*CONVOLUTIONS, *GEMMS, *PRODUCTS, *NORMALIZED, *PLAIN]
+
+
+def outputs_of(model: onnx.ModelProto, feed: dict[str, np.ndarray]) -> list[np.ndarray]:
+    return session_of(model).run(None, feed)
+
+
+@pytest.mark.parametrize("one", CASES, ids=[one.name for one in CASES])
+def test_the_written_ops_compute_what_the_op_computes(one: Case) -> None:
+    model = one.model()
+    written = rewritten(model)
+    assert (one.domain, one.op) not in ops_of(written) or one.op.startswith(("FastGelu", "QLinear"))
+    assert len(written.graph.node) > 1 or ops_of(written) == {("", one.op)} or one.op.startswith("Fused") or one.op[0] == "T"
+    own = [n for n in written.graph.node if n.name == "node"]
+    assert len(own) == 1, "one op keeps the node's name"
+    for seed in range(3):
+        feed = one.feed(seed)
+        truth = outputs_of(model, feed) if one.truth is None else one.truth(*feed.values())
+        truth = truth if isinstance(truth, list) else [truth]
+        for got, wanted in zip(outputs_of(written, feed), truth, strict=True):
+            np.testing.assert_allclose(got, wanted, rtol=2e-5, atol=2e-5 if got.dtype.kind == "f" else 0)
+
+
+def test_each_row_is_run() -> None:
+    rows = [(row.domain, row.op) for row in ROWS]
+    assert len(set(rows)) == len(rows)
+    blocked = {(NCHWC, op) for op in BLOCKED}
+    assert set(rows) == {(one.domain, one.op) for one in CASES} | blocked
+
+
+# com.microsoft.nchwc, by hand for both widths of a block, as no one processor has both
+
+BLOCKED = ("Conv", "MaxPool", "AveragePool", "GlobalMaxPool", "GlobalAveragePool", "ReorderInput", "ReorderOutput")
+
+
+def blocked_kernel(kernel: np.ndarray, block: int, whole: bool) -> np.ndarray:
+    """The bytes of a kernel (O, I, H, W) as onnxruntime lays them out, under a shape with its padded channels."""
+    outer, inner, *taps = kernel.shape
+    more = (-outer % block, -inner % block if whole else 0)
+    kernel = np.pad(kernel, [(0, more[0]), (0, more[1]), (0, 0), (0, 0)])
+    outer, inner = kernel.shape[:2]
+    if not whole:
+        return kernel.reshape(outer // block, block, inner, *taps).transpose(0, 2, 3, 4, 1).reshape(kernel.shape)
+    parts = kernel.reshape(outer // block, block, inner // block, block, *taps)
+    return parts.transpose(0, 2, 4, 5, 3, 1).reshape(kernel.shape)
+
+
+def nchwc_model(block: int, last: int) -> tuple[onnx.ModelProto, onnx.ModelProto]:
+    """A net of blocked ops, and the plain one that it stands for; 24 channels settle the block."""
+    first, depth, second = random(24, 3, 3, 3) / 3, random(24, 1, 3, 3) / 3, random(20, 24, 1, 1) / 3
+    third, shift = random(24, 24, 1, 1) / 5, random(24)
+    pads = {"pads": [1, 1, 1, 1]}
+
+    def plain(op: str, reads: str, made: str, **attributes: Any) -> onnx.NodeProto:
+        return helper.make_node(op, reads.split(), [made], name=made, **attributes)
+
+    def own(op: str, reads: str, made: str, **attributes: Any) -> onnx.NodeProto:
+        return helper.make_node(op, reads.split(), [made], name=made, domain=NCHWC, **attributes)
+
+    body = [
+        plain("Conv", "x w b", "c0", **pads), plain("Relu", "c0", "c"), plain("MaxPool", "c", "p", kernel_shape=[2, 2], strides=[2, 2]),
+        plain("Conv", "p d", "e0", group=24, **pads), plain("Add", "e0 p", "e1"), plain("Sigmoid", "e1", "e"),
+        plain("AveragePool", "e", "a", kernel_shape=[2, 2]), plain("Conv", "a v", "o"),
+        plain("Conv", "i u", "j"), plain("GlobalMaxPool", "j", "k"), plain("GlobalAveragePool", "j", "l"),
+    ]  # fmt: skip
+    weights = {"w": first, "b": shift, "d": depth, "v": second, "u": third}
+    if last:
+        body.append(plain("Transpose", "in", "i", perm=[0, 3, 1, 2]))
+        body = [body[-1], *body[:-1]]
+    else:
+        body.insert(0, plain("Identity", "in", "i"))
+    inputs = {"x": (1, 3, 6, 6), "in": (1, 4, 5, 24) if last else (1, 24, 4, 5)}
+    truth = model_of(body, inputs, weights, ["o", "k", "l"])
+    more = {"channels_last": last} if last else {}
+    nodes = [
+        own("Conv", "x w b", "c", activation="Relu", **pads), own("MaxPool", "c", "p", kernel_shape=[2, 2], strides=[2, 2]),
+        helper.make_node("Conv", ["p", "d", "", "p"], ["e"], domain=NCHWC, group=24, activation="Sigmoid", **pads),
+        own("AveragePool", "e", "a", kernel_shape=[2, 2]), own("Conv", "a v", "o0"),
+        own("ReorderOutput", "o0", "o", channels=20), own("ReorderInput", "in", "i", **more), own("Conv", "i u", "j"),
+        own("GlobalMaxPool", "j", "k0"), own("GlobalAveragePool", "j", "l0"),
+        own("ReorderOutput", "k0", "k", channels=24), own("ReorderOutput", "l0", "l", channels=24),
+    ]  # fmt: skip
+    width = -(-24 // block) * block
+    stored = {
+        "w": blocked_kernel(first, block, False), "b": np.pad(shift, (0, width - 24)),
+        "d": blocked_kernel(np.pad(depth, [(0, width - 24), (0, 0), (0, 0), (0, 0)]), block, False),
+        "v": blocked_kernel(second, block, True), "u": blocked_kernel(third, block, True),
+    }  # fmt: skip
+    next(a for a in nodes[2].attribute if a.name == "group").i = width
+    made = model_of(nodes, inputs, stored, ["o", "k", "l"])
+    return truth, made
+
+
+@pytest.mark.parametrize("last", [0, 1])
+@pytest.mark.parametrize("block", [8, 16])
+def test_blocked_convolutions_are_put_back_into_their_order(block: int, last: int) -> None:
+    truth, made = nchwc_model(block, last)
+    written = rewritten(made)
+    assert not [op for domain, op in ops_of(written) if domain == NCHWC]
+    rng = np.random.default_rng(2)
+    feed = {v.name: rng.standard_normal([d.dim_value for d in v.type.tensor_type.shape.dim]).astype(np.float32) for v in made.graph.input}
+    for got, wanted in zip(outputs_of(written, feed), outputs_of(truth, feed), strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-4)
+
+
+REFUSED = [
+    case("FusedConv", IMAGE, {"w": KERNEL}, activation="HardSwish"),
+    case("FusedConv", IMAGE, {"w": KERNEL}, activation="LeakyRelu"),
+    case("FusedConv", IMAGE, {"w": KERNEL}, activation="Clip", activation_params=[1.0, 0.0]),
+    case("FusedConv", IMAGE, {"w": KERNEL}, activation="HardSigmoid", activation_params=[1.0]),
+    case("FusedConv", IMAGE, {"w": KERNEL}, activation="Relu", gain=3.0),
+    case("FusedGemm", {"x": (3, 4)}, {"w": random(4, 5), "c": random(5)}, activation="LeakyRelu"),
+    case("FusedGemm", {"x": (3, 4)}, {"w": random(4, 5), "c": random(5)}, activation="Elu", activation_beta=1.0),
+    case("FusedMatMul", {"x": (3, 4)}, {"w": random(4, 5), "c": random(5)}, reads="x,w,c"),
+    case("SkipLayerNormalization", TOKENS | {"z": (2, 5, 8)}, {"g": GAMMA}, outputs=("y", "m")),
+    case("SkipLayerNormalization", TOKENS | {"z": (2, 5, 8)}, {"g": GAMMA}, axis=1),
+    case("BiasSoftmax", {"x": (2, 3, 4)}, {"b": random(3, 4)}, axis=1, is_inner_broadcast=0),
+    case("BiasSoftmax", {"x": (2, 3, 4)}, {"b": random(2, 2)}, axis=2, is_inner_broadcast=1),
+    case("GroupNorm", HWC, {"g": GAMMA, "b": BETA}, groups=4, activation=2),
+    case("GroupNorm", HWC, {"g": GAMMA, "b": BETA}, activation=0),
+    case("Conv", {"x": (1, 3, 6, 5)}, {"w": random(16, 3, 3, 3)}, domain=NCHWC),
+    case("FusedConv", IMAGE, {"w": KERNEL}, activation="Rely", strides="two"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("one", REFUSED, ids=[one.name for one in REFUSED])
+def test_what_is_not_known_to_the_last_attribute_is_a_gap_with_its_reason(one: Case, tmp_path: Path) -> None:
+    model = one.model()
+    model.graph.node.append(helper.make_node("MatMul", ["y", "last"], ["end"]))
+    model.graph.initializer.append(onnx.numpy_helper.from_array(random(3, 3).astype(np.float32), "last"))
+    del model.graph.output[:]
+    model.graph.output.append(onnx.ValueInfoProto(name="end"))
+    path = tmp_path / "m.onnx"
+    path.write_bytes(model.SerializeToString())
+    report = snaudit.audit(path)
+    assert not report.network.bound.bounded
+    (gap,) = [gap for gap in report.gaps if gap.op == one.op]
+    assert gap.code == "no-rule" and gap.reason.startswith(f"{one.domain}.{one.op} ") and gap.remedy
+    assert "rule for" not in gap.reason
+
+
+@pytest.mark.parametrize(
+    "one",
+    [
+        case("FusedConv", IMAGE, {"w": KERNEL}, activation="Relu", strides="two"),
+        case("FusedGemm", {"x": (3, 4)}, {"w": random(4, 5)}, activation="Relu", alpha=[1.0]),
+        case("NhwcMaxPool", {"x": (1, 6, 5, 3)}, kernel_shape=[2, 3], auto_pad=3),
+    ],
+    ids=lambda one: one.name,
+)
+def test_an_attribute_of_the_wrong_kind_makes_no_graph(one: Case, tmp_path: Path) -> None:
+    (tmp_path / "m.onnx").write_bytes(one.model().SerializeToString())
+    with pytest.raises(UnreadableModel, match="of the wrong kind"):
+        snaudit.audit(tmp_path / "m.onnx")
+
+
+def test_a_reason_that_the_file_gives_is_not_taken_for_ours() -> None:
+    """Our notes stand in a node's metadata; what a file has there under our keys is replaced."""
+    from snaudit.domains import KEPT, REMEDY
+
+    model = REFUSED[0].model()
+    for key in (KEPT, REMEDY):
+        model.graph.node[0].metadata_props.add(key=key, value="all is well")
+    (node,) = rewritten(model).graph.node
+    assert [(p.key, "HardSwish" in p.value) for p in node.metadata_props] == [(KEPT, True)]
+
+
+def test_the_rank_that_a_product_needs_is_known_from_the_products_before() -> None:
+    """FusedMatMuls in a chain, each of the other's unknown shape, a body's among them."""
+    nodes = [
+        helper.make_node("FusedMatMul", ["x", "w"], ["a"], domain=MICROSOFT, alpha=0.5),
+        helper.make_node("FusedMatMul", ["a", "a"], ["b"], domain=MICROSOFT, transA=1),
+        helper.make_node("BiasGelu", ["b", "c"], ["d"], domain=MICROSOFT),
+        helper.make_node("FusedMatMul", ["d", "d"], ["y"], domain=MICROSOFT, transB=1),
+    ]
+    model = model_of(nodes, {"x": (2, 3, 4)}, {"w": random(4, 5), "c": random(5)}, ["y"])
+    written = rewritten(model)
+    assert {op for domain, op in ops_of(written) if domain} == {"Gelu"}
+    feed = {"x": random(2, 3, 4).astype(np.float32)}
+    np.testing.assert_allclose(outputs_of(written, feed)[0], outputs_of(model, feed)[0], rtol=1e-4, atol=1e-4)

@@ -59,6 +59,12 @@ def is_constant(value: ir.Value) -> bool:
     return _known(value) is not None
 
 
+def kind_of(value: ir.Value) -> tuple[tuple[int, ...], np.dtype] | None:
+    """(shape, dtype) of a constant, found without loading a big tensor; None for a value that is none."""
+    known = _known(value)
+    return None if known is None else (known.shape, known.dtype)
+
+
 def roots(value: ir.Value) -> tuple[Tensor, ...]:
     """The stored tensors whose numbers a constant is computed from, each once, in the order of use.
 
@@ -114,7 +120,7 @@ def evaluate(
         for read in _reads(step):
             uses[read] -= 1
             if not uses[read]:
-                del arrays[read]
+                arrays.pop(read, None)  # not there where `step` was remembered
     return arrays[value]
 
 

@@ -147,6 +147,14 @@ def test_big_weights_are_judged_without_being_loaded_and_folded_as_small_ones() 
         folding.evaluate(second, limit_bytes=1000)
 
 
+def test_a_big_weight_by_a_shape_that_is_computed_and_remembered() -> None:
+    w = real(100, 90)
+    nodes = [helper.make_node("Concat", ["a", "a", "b"], ["s"], axis=0), helper.make_node("Reshape", ["w", "s"], ["r"])]
+    _, model = graph(nodes, {"w": w, "a": ints(30), "b": ints(10)})
+    assert folding.kind_of(model.graph.outputs[0]) == ((30, 30, 10), np.dtype(np.float32))
+    assert np.array_equal(folding.evaluate(model.graph.outputs[0]), w.reshape(30, 30, 10))
+
+
 def test_half_precision_arithmetic_is_rounded_as_stored() -> None:
     w = real(3, 3).astype(ml_dtypes.bfloat16)
     _, model = graph([helper.make_node("Mul", ["w", "w"], ["y"])], {"w": w})

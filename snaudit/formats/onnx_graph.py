@@ -21,6 +21,7 @@ import onnx_ir as ir
 
 from snaudit.errors import ModelError, UnreadableModel, UnsupportedModel, UsageError
 from snaudit.formats import onnx_stand_ins
+from snaudit.formats.onnx_computed import settled
 from snaudit.formats.onnx_signatures import check_signatures
 from snaudit.formats.onnx_sizes import bind_sizes
 from snaudit.formats.onnx_tensors import Stored
@@ -72,11 +73,8 @@ def graph_of(
         if lowered(proto, lambda copy: _with_shapes(copy, [])):
             check_signatures(path, proto)
         proto = _with_shapes(proto, notes)
-        model = ir.serde.deserialize_model(proto)
-        attacher = _Attacher(path, stored, tensors)
-        attacher.graph(model.graph)
-        for function in model.functions.values():
-            attacher.nodes(function)
+        read = partial(_read, attacher=_Attacher(path, stored, tensors))
+        model, found = settled(proto, read, partial(_with_shapes, notes=[]))
         _drop_constant_inputs(model, notes)
     except (ModelError, UsageError, MemoryError):
         raise
@@ -84,7 +82,17 @@ def graph_of(
         raise UnreadableModel(path, f"not a valid ONNX graph: {_one_line(error)}") from error
     finally:
         logger.setLevel(level)
-    return Attached(model, attacher.found, notes)
+    return Attached(model, found, notes)
+
+
+def _read(proto: onnx.ModelProto, attacher: _Attacher) -> tuple[ir.Model, dict[int, Tensor]]:
+    """(the graph with the file's tensors attached, these by their number)."""
+    attacher = replace(attacher, found={})
+    model = ir.serde.deserialize_model(proto)
+    attacher.graph(model.graph)
+    for function in model.functions.values():
+        attacher.nodes(function)
+    return model, attacher.found
 
 
 def _one_line(error: Exception) -> str:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from snaudit import formats
-from snaudit.children import Child, ChildFailed
+from snaudit.children import Child, ChildFailed, Limits
 from snaudit.errors import UnsupportedModel, UsageError, WriteError
 from snaudit.factories import Factory, factory_of
 from snaudit.findings import Settings
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 SECONDS = 900
 """Wall-clock time that the code, the export and its trial run may take."""
+CODE_LIMITS = Limits(memory=8 << 30, seconds=120.0)
+"""Address space, beside 16 times the file's size, and processor time of a file's own code; torch alone maps 4 GiB."""
 _MOST_WRITTEN = 1 << 28
 """Numbers of a model whose graph is written to a file for a runtime: protobuf ends at two gigabytes."""
 
@@ -45,6 +47,10 @@ def opened(path: Path, settings: Settings) -> Iterator[Model]:
     `formats.read` raises; UsageError where the named code cannot be called or run, UnsupportedModel where the
     weights do not fit it or it cannot be exported.
     """
+    if settings.allow_code:
+        with _allowed(path, settings) as model:
+            yield model
+        return
     if settings.architecture is None:
         with _runnable(formats.read(path, settings.key, settings.input_size or ()), settings) as model:
             yield model
@@ -58,7 +64,62 @@ def opened(path: Path, settings: Settings) -> Iterator[Model]:
         raise UsageError(f"--architecture is for checkpoints, and {path} has a graph of its own")
     with _folder() as folder:
         answer = _exported(path, settings, factory, sizes_of(sizes), Path(folder))
-        yield _joined(model, formats.read(Path(folder) / "model.onnx"), answer, factory)
+        told = f"the graph is that of {factory.module}:{factory.name}, whose code was run"
+        yield _joined(model, formats.read(Path(folder) / "model.onnx"), answer, told, "architecture")
+
+
+@contextmanager
+def _allowed(path: Path, settings: Settings) -> Iterator[Model]:
+    """A TorchScript file with its graph: as it is read from its code, else as torch exports it, running it."""
+    sizes = settings.input_size or ()
+    if not sizes:
+        raise UsageError("--allow-code needs --input-size: the code is run on an input of that size")
+    kind = formats.read(path, settings.key).format
+    if kind != "torchscript":
+        raise UsageError(f"--allow-code is for TorchScript files, and {path} is {kind}: nothing in it is to be run")
+    model = formats.read(path, settings.key, sizes)
+    if model.graph is not None and all(node.domain == "" for node in model.graph.graph):
+        note = "--allow-code was not needed: the graph is read without running the code"
+        with _runnable(replace(model, notes=(*model.notes, note)), settings) as found:
+            yield found
+        return
+    with _folder() as folder:
+        try:
+            answer = _exported_script(path, settings, sizes_of(sizes), Path(folder))
+        except UnsupportedModel as error:
+            if model.graph is None:
+                raise
+            note = f"its code was run, and gave no better graph: {error.reason}"
+            yield replace(model, notes=(*model.notes, note))
+            return
+        exported = formats.read(Path(folder) / "model.onnx")
+        _check_weights(path, model, exported, answer["names"])
+        told = "the graph is torch's export of the file, whose code was run (--allow-code)"
+        bare = replace(model, graph=None, notes=tuple(n for n in model.notes if "was not run" not in n))
+        yield _joined(bare, exported, answer, told, "its code")
+
+
+def _check_weights(path: Path, model: Model, exported: Model, names: Mapping[str, str]) -> None:
+    """Raise UnsupportedModel where the graph holds other numbers under a name than the file does."""
+    for own, theirs in names.items():
+        if own in exported.tensors and theirs in model.tensors and _same(model.tensors[theirs], exported.tensors[own]) is None:
+            raise UnsupportedModel(path, f"{theirs} is not what its code makes of it: the graph would not be this file's")
+
+
+def _exported_script(path: Path, settings: Settings, sizes: tuple[Any, ...], folder: Path) -> dict[str, Any]:
+    """What the child says of its export, which has limits and nothing of our environment."""
+    request = {"path": str(path.absolute()), "folder": str(folder), "seed": settings.seed, "sizes": sizes}
+    room = CODE_LIMITS.memory or 0
+    limits = replace(CODE_LIMITS, memory=room + 16 * path.stat().st_size)
+    try:
+        with Child("snaudit.scripting", request, limits, heard=True, confined_to=str(folder)) as child:
+            answer, _ = child.answer(2.0 * (CODE_LIMITS.seconds or SECONDS))
+    except ChildFailed as error:
+        raise UnsupportedModel(path, f"--allow-code: {printable(str(error), 1500)}") from error
+    if "error" in answer:
+        reason = f"--allow-code: {printable(answer['error'], 1500)}"
+        raise UsageError(reason) if answer["usage"] else UnsupportedModel(path, reason)
+    return answer
 
 
 @contextmanager
@@ -106,8 +167,11 @@ def _exported(
     return answer
 
 
-def _joined(model: Model, exported: Model, answer: Mapping[str, Any], factory: Factory) -> Model:
-    """The checkpoint with the exported graph, in which its own tensors stand where they are unchanged."""
+def _joined(model: Model, exported: Model, answer: Mapping[str, Any], told: str, by: str) -> Model:
+    """The file with the exported graph, in which its own tensors stand where they are unchanged.
+
+    told: where the graph is from; by: what gave it.
+    """
     assert exported.graph is not None
     names: dict[str, str] = answer["names"]
     known: dict[str, Tensor] = {}
@@ -124,10 +188,10 @@ def _joined(model: Model, exported: Model, answer: Mapping[str, Any], factory: F
     for name, tensor in exported.tensors.items():
         if name not in known and tensor.is_real and tensor.shape:
             tensors.setdefault(name, tensor)
-    notes = [f"the graph is that of {factory.module}:{factory.name}, whose code was run", *answer["notes"]]
+    notes = [told, *answer["notes"]]
     return replace(
         model,
-        format=f"{model.format} + architecture",
+        format=f"{model.format} + {by}",
         tensors=tensors,
         graph=exported.graph,
         notes=(*model.notes, *notes, *exported.notes),

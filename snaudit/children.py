@@ -42,16 +42,19 @@ class Child:
     """A process that works at `module.answer(request)`. `close()`, or the end of a with block, ends it."""
 
     def __init__(
-        self, module: str, request: Mapping[str, Any], limits: Limits = Limits(), heard: bool = False
-    ) -> None:
-        """heard: what it prints is kept, and its last words stand in the reason if it fails."""
+        self, module: str, request: Mapping[str, Any], limits: Limits = Limits(), heard: bool = False,
+        confined_to: str | None = None,
+    ) -> None:  # fmt: skip
+        """heard: what it prints is kept, and its last words stand in the reason if it fails. confined_to: a
+        folder that it starts in and has for its home, with nothing else of our environment but PATH."""
         envelope = {"module": module, "request": request, "limits": asdict(limits)}
         command = [sys.executable, "-I", "-c", _BOOT, json.dumps([p for p in sys.path if p])]
         pipe = subprocess.PIPE
         said = pipe if heard else subprocess.DEVNULL
+        environment = None if confined_to is None else _bare(confined_to)
         try:
             self.process = subprocess.Popen(
-                command, stdin=pipe, stdout=pipe, stderr=said, start_new_session=True
+                command, stdin=pipe, stdout=pipe, stderr=said, start_new_session=True, cwd=confined_to, env=environment
             )
         except OSError as error:
             raise ChildFailed(f"no process could be started ({error.strerror})") from error
@@ -95,8 +98,15 @@ class Child:
         head, _, raw = out.partition(b"\n")
         if code or not head:
             how = f"signal {-code}" if code < 0 else f"status {code}"
+            how += ": its processor time was used up" * (-code == getattr(signal, "SIGXCPU", 0))
             raise ChildFailed(f"its process ended with {how}{_last_words(said)}")
         return json.loads(head), raw
+
+
+def _bare(folder: str) -> dict[str, str]:
+    """An environment that tells nothing of the user's: tokens and keys stand in such."""
+    kept = {name: os.environ[name] for name in ("PATH", "SYSTEMROOT", "OMP_NUM_THREADS") if name in os.environ}
+    return {**kept, "HOME": folder, "TMPDIR": folder, "LC_ALL": "C.UTF-8"}
 
 
 def _last_words(said: bytes | None) -> str:

@@ -72,6 +72,7 @@ def _inspect(
     input_size: opt.InputSize = None,
     architecture: opt.Architecture = None,
     architecture_args: opt.ArchitectureArgs = None,
+    allow_code: opt.AllowCode = False,
     witness_seconds: opt.WitnessSeconds = WITNESS_SECONDS,
     replay: opt.Replay = None,
     input_range: opt.InputRange = None,
@@ -96,6 +97,7 @@ def _inspect(
         settings = _settings(key, norm, method, rtol, iterations, seed, device, threads, input_size) | {
             "architecture": architecture,
             "architecture_args": architecture_args,
+            "allow_code": allow_code,
             "spectrum": spectrum,
             "witness_seconds": witness_seconds,
             "replay": replay,
@@ -196,6 +198,7 @@ def _check(
     input_size: opt.InputSize = None,
     architecture: opt.Architecture = None,
     architecture_args: opt.ArchitectureArgs = None,
+    allow_code: opt.AllowCode = False,
     witness_seconds: opt.WitnessSeconds = WITNESS_SECONDS,
     replay: opt.Replay = None,
     input_range: opt.InputRange = None,
@@ -227,6 +230,7 @@ def _check(
         settings = _settings(key, norm, method, rtol, iterations, seed, device, threads, input_size) | {
             "architecture": architecture,
             "architecture_args": architecture_args,
+            "allow_code": allow_code,
             "witness_seconds": witness_seconds,
             "replay": replay,
             **_box(input_range),

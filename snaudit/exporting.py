@@ -89,7 +89,7 @@ def made(request: Mapping[str, Any]) -> torch.nn.Module:
         raise
     except Exception as error:  # whatever the user's code raises
         traceback.print_exc()
-        raise Failure(_said(error), True) from error
+        raise Failure(said(error), True) from error
     if not isinstance(found, torch.nn.Module):
         raise Failure(f"it gives a {type(found).__name__}, not a torch.nn.Module", True)
     return found
@@ -221,7 +221,7 @@ def run(module: torch.nn.Module, sizes: Any) -> tuple[list[Any], dict[str, Any],
         integers = [name or f"input {at}" for at, (name, _) in enumerate(sizes) if at < len(whole) and whole[at]]
         return args, kwargs, outputs, ", ".join(integers)
     assert first is not None
-    raise Failure(f"it does not run on inputs of these sizes: {_said(first)}", True)
+    raise Failure(f"it does not run on inputs of these sizes: {said(first)}", True)
 
 
 def _leaves(value: Any) -> list[Any]:
@@ -249,7 +249,7 @@ def exported(module: torch.nn.Module, args: list[Any], kwargs: dict[str, Any], t
             program.save(str(target))
     except Exception as error:  # torch's exporter raises many kinds
         traceback.print_exc()
-        raise Failure(f"torch's ONNX exporter does not take it: {_said(error)}", False) from error
+        raise Failure(f"torch's ONNX exporter does not take it: {said(error)}", False) from error
 
 
 def _fold(model: Any, weights: set[str]) -> None:
@@ -276,7 +276,7 @@ def compared(target: Path, inputs: list[Any], expected: list[Any]) -> str:
             return f"the graph uses {len(feeds)} of {len(inputs)} inputs; it was not compared with the module"
         found = run_session(session, {node.name: x.numpy() for node, x in zip(feeds, inputs, strict=True)})
     except Exception as error:  # onnxruntime's errors share no base class
-        return f"onnxruntime does not run the exported graph; it was not compared with the module ({_said(error)})"
+        return f"onnxruntime does not run the exported graph; it was not compared with the module ({said(error)})"
     if len(found) != len(expected):
         raise Failure(f"the exported graph has {len(found)} outputs, the module {len(expected)}", False)
     worst = 0.0
@@ -299,7 +299,8 @@ def _apart(want: np.ndarray, have: np.ndarray) -> float:
         return float(np.where(np.isfinite(apart), apart / scale, np.inf).max(initial=0.0))
 
 
-def _said(error: Exception) -> str:
+def said(error: Exception) -> str:
+    """An error and its cause, in one line."""
     cause = error.__cause__ if isinstance(error.__cause__, Exception) else None
     text = " ".join(str(error).split())[:400]
-    return f"{type(error).__name__}: {text}" + (f" ({_said(cause)[:300]})" if cause is not None else "")
+    return f"{type(error).__name__}: {text}" + (f" ({said(cause)[:300]})" if cause is not None else "")

@@ -216,6 +216,8 @@ class Settings:
     """PACKAGE.MODULE:NAME of code that makes the checkpoint's module; it is run."""
     architecture_args: str | None = None
     """What it is called with: a JSON object or list."""
+    allow_code: bool = False
+    """Whether a TorchScript file may be run for its graph, where that cannot be read from its code."""
     input_range: tuple[float, float] | tuple[str, ...] | None = None
     """The box of inputs that the network's bound is about: (low, high) for all, or specifications as
     `--input-range` takes them."""
@@ -246,6 +248,8 @@ class Settings:
             factory_of(self.architecture, self.architecture_args)
         elif self.architecture_args is not None:
             raise UsageError("--architecture-args needs --architecture")
+        if self.allow_code and self.architecture is not None:
+            raise UsageError("--allow-code is for TorchScript files, --architecture for checkpoints: give one of them")
         if self.input_range is not None:
             box.check(self.input_range)
 

@@ -89,6 +89,8 @@ def _given(settings: Settings) -> Iterator[str]:
         yield f"the input has the size given, {'; '.join(settings.input_size)}: it holds for no other"
     if settings.architecture:
         yield f"the network is {settings.architecture} in eval mode, as torch's exporter traced it"
+    if settings.allow_code:
+        yield "the network is what the file's code gave when it was run (--allow-code), where the notes say that it was"
 
 
 @dataclass(slots=True)

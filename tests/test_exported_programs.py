@@ -175,7 +175,7 @@ def test_more_moves_and_sums(tmp_path: Path) -> None:
         lambda x: x.std(), lambda x: x.max(), lambda x: x.min(), lambda x: x.max(1)[0], lambda x: x.min(2, keepdim=True)[0],
         lambda x: x.max(1)[1].to(x.dtype), lambda x: x.argmax(3).to(x.dtype), lambda x: x.topk(2, 1)[0], lambda x: x.topk(3, -1, largest=False)[0],
         lambda x: x.logsumexp((1, 2)), lambda x: x.norm(dim=1), lambda x: x.norm(p=1, dim=2, keepdim=True), lambda x: F.normalize(x, dim=1),
-        lambda x: x.flip((1, 3)), lambda x: x.roll(2, 1), lambda x: x.roll(-1, 3), lambda x: x.narrow(1, 2, 3), lambda x: x.movedim(1, 3),
+        lambda x: x.cumsum(2), lambda x: x.flip((1, 3)), lambda x: x.roll(2, 1), lambda x: x.roll(-1, 3), lambda x: x.narrow(1, 2, 3), lambda x: x.movedim(1, 3),
         lambda x: x.swapaxes(1, 2), lambda x: x.mT, lambda x: x.view_as(x.reshape(2, 6, 20)[..., :]).reshape(2, 6, 4, 5),
         lambda x: x[:, :1].expand_as(x), lambda x: x.index_select(1, torch.tensor([5, 0, 0])), lambda x: x[:, torch.tensor([1, 1, 4])],
         lambda x: x.gather(1, torch.zeros(2, 3, 4, 5, dtype=torch.int64) + 2), lambda x: F.pixel_unshuffle(x, 1),
@@ -296,17 +296,17 @@ def test_training_mode_is_not_taken(tmp_path: Path) -> None:
 
 
 def test_an_op_without_translation_is_a_gap_with_its_name(tmp_path: Path) -> None:
-    net = Function(lambda m, x: (m.b(m.a(x).cumsum(1)), m.a(x)), a=nn.Linear(4, 4), b=nn.Linear(4, 2))
+    net = Function(lambda m, x: (m.b(m.a(x).cumprod(1)), m.a(x)), a=nn.Linear(4, 4), b=nn.Linear(4, 2))
     report = snaudit.audit(saved(net, (rand(1, 4),), tmp_path / "m.pt2"), witness_seconds=0.2)
     assert not report.network.bound.bounded
-    gap = next(gap for gap in report.gaps if "cumsum" in gap.op)
+    gap = next(gap for gap in report.gaps if "cumprod" in gap.op)
     assert "there is no translation" in gap.reason and "torch.onnx.export" in gap.remedy
     assert [output.bound.bounded for output in report.network.outputs] == [False, True]
-    assert any("cumsum" in note for note in report.model.notes)
+    assert any("cumprod" in note for note in report.model.notes)
 
 
 def test_an_unknown_constant_op_is_no_bound(tmp_path: Path) -> None:
-    net = Function(lambda m, x: m.a(x) * m.w.cumsum(0), a=nn.Linear(4, 4), w=rand(4))
+    net = Function(lambda m, x: m.a(x) * m.w.cumprod(0), a=nn.Linear(4, 4), w=rand(4))
     report = snaudit.audit(saved(net, (rand(1, 4),), tmp_path / "m.pt2"))
     assert not report.network.bound.bounded or report.network.bound.upper >= 0.0 and report.network.bound.grade.name == "ASSUMED"
 

@@ -20,7 +20,7 @@ LEVELS = (
     ("cli", "commands"),
     ("api", "training"),
     ("pipeline", "constraints", "balancing"),
-    ("witness", "seeking", "fixing", "architecture", "exporting"),
+    ("witness", "seeking", "fixing", "architecture", "exporting", "scripting"),
     ("capping",),
     ("rewriting",),
     ("budget",),
@@ -112,13 +112,15 @@ def test_formats_and_methods_are_listed_once() -> None:
 
 
 def test_no_unpickler_and_no_foreign_loader() -> None:
-    """Nothing in the package calls a loader that could run code from a model file."""
+    """Nothing in the package calls a loader that could run code from a model file, but for --allow-code's child."""
     forbidden = {"torch.load", "torch.jit.load", "torch.export.load", "pickle.load", "pickle.loads",
                  "onnx.load", "numpy.load", "np.load", "eval", "exec"}  # fmt: skip
     for path in FILES:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call):
-                assert ast.unparse(node.func) not in forbidden, f"{path}:{node.lineno}"
+                called = ast.unparse(node.func)
+                allowed = path.name == "scripting.py" and called == "torch.jit.load"
+                assert called not in forbidden or allowed, f"{path}:{node.lineno}"
             if isinstance(node, (ast.Import, ast.ImportFrom)):
                 names = {alias.name for alias in node.names} | {getattr(node, "module", "") or ""}
                 assert not names & {"pickle", "pickletools", "shelve", "dill", "marshal"}, path

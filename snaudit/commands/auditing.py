@@ -32,6 +32,7 @@ class Wish:
 
 def inspect(wish: Wish, settings: dict[str, Any], only: tuple[str, ...]) -> int:
     """Audit and render; 0."""
+    _warn(wish, settings)
     with sink.Meter() as meter:
         report = pipeline.audit(wish.model, Settings(**settings), None, meter, only)
     _deliver(wish, report)
@@ -41,6 +42,7 @@ def inspect(wish: Wish, settings: dict[str, Any], only: tuple[str, ...]) -> int:
 def check(wish: Wish, settings: dict[str, Any], limits: dict[str, Any], accept: str, warn: bool) -> int:
     """Audit against limits and render; 0 for a pass, 1 for a violation, 3 for undecided."""
     judged = Limits(**limits, required=Grade[accept.upper()])
+    _warn(wish, settings)
     with sink.Meter() as meter:
         report = pipeline.audit(wish.model, Settings(**settings), judged, meter)
     if report.verdict is None:
@@ -55,6 +57,14 @@ def check(wish: Wish, settings: dict[str, Any], limits: dict[str, Any], accept: 
         sink.tell("warning: UNDECIDED, let through by --undecided warn")
         return 0
     return _EXIT[report.verdict]
+
+
+def _warn(wish: Wish, settings: dict[str, Any]) -> None:
+    if settings.get("allow_code"):
+        sink.tell(
+            f"warning: --allow-code: code in {wish.model} may be run; it can do what you can, in a process with limits "
+            "but without a sandbox"
+        )
 
 
 def _deliver(wish: Wish, report: Report) -> None:

@@ -157,6 +157,12 @@ ArchitectureArgs = Annotated[
     option(MEASURING, "--architecture-args", metavar="JSON", show_default=False,
            help="What that code is called with: a JSON object or list."),
 ]  # fmt: skip
+AllowCode = Annotated[
+    bool,
+    option(MEASURING, "--allow-code", show_default=False,
+           help="DANGER: run the code in a TorchScript file, where its graph cannot be read without. It can do what you "
+                "can; the process has limits but is no sandbox. Needs torch."),
+]  # fmt: skip
 Layers = Annotated[
     list[str] | None,
     option(MEASURING, "--layers", metavar="PATTERN", show_default=False, help=WHICH_HELP),

@@ -81,7 +81,7 @@ class Writer:
 
     def claim(self, ref: Any) -> Claim:
         if not isinstance(ref, Ref) or ref.name not in self.claims:
-            raise Untranslated("a tensor that is not described")
+            raise Untranslated("nothing is known of its input, which stands behind an op that is not translated")
         return self.claims[ref.name]
 
     def rank(self, ref: Any) -> int:

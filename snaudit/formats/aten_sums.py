@@ -78,6 +78,12 @@ def _extreme(op: str, index: str, w: Writer, self: Any, dim: Any, keepdim: Any =
     w.add(index, [self], w.outputs[1:2], axis=axis, keepdims=keep)
 
 
+def _cumulative(w: Writer, self: Any, dim: Any, dtype: Any = None) -> None:
+    absent(dtype)
+    w.real(self)
+    w.last("CumSum", [self, w.ints([axis_of(dim, w.rank(self))])])
+
+
 def _topk(w: Writer, self: Any, k: Any, dim: Any = -1, largest: Any = True, sorted: Any = True) -> None:
     w.real(self)
     axis = axis_of(dim, w.rank(self))
@@ -115,6 +121,7 @@ SUMS: dict[str, Translator] = {
     "argmax.default": partial(_arg, "ArgMax"),
     "argmin.default": partial(_arg, "ArgMin"),
     "topk.default": _topk,
+    "cumsum.default": _cumulative,
     "logsumexp.default": _log_sum,
     "norm.ScalarOpt_dim": _norm_along,
     "mean.default": partial(_reduced, "ReduceMean"),

@@ -116,6 +116,7 @@ def _settings(settings: Settings) -> dict[str, Any]:
         "key": settings.key,
         "architecture": settings.architecture,
         "architecture_args": settings.architecture_args,
+        "allow_code": settings.allow_code,
         "rtol": settings.rtol,
         "spectrum": settings.spectrum,
         "witness_seconds": settings.witness_seconds,

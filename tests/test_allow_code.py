@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -96,13 +97,13 @@ def test_a_branch_on_data_is_a_gap_with_its_name(tmp_path: Path, capsys: pytest.
     assert "warning: --allow-code" in err
 
 
-@pytest.mark.parametrize("kind, said", [(Endless, "processor time was used up"), (Huge, "RuntimeError")])
+@pytest.mark.parametrize("kind, said", [(Endless, "processor time was used up|did not end within"), (Huge, "RuntimeError")])
 def test_code_that_does_not_end_or_is_too_large(kind: Any, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(architecture, "CODE_LIMITS", Limits(memory=8 << 30, seconds=6.0))
     path = scripted(kind(), tmp_path / "m.pt")
     with pytest.raises(SnauditError) as caught:
         snaudit.audit(path, input_size=("1,3",), allow_code=True)
-    assert "--allow-code" in str(caught.value) and said in str(caught.value) and "\n" not in str(caught.value)
+    assert "--allow-code" in str(caught.value) and re.search(said, str(caught.value)) and "\n" not in str(caught.value)
 
 
 def test_it_is_refused_where_nothing_is_to_be_run(tmp_path: Path) -> None:

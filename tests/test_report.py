@@ -314,7 +314,7 @@ def test_json_to_the_letter() -> None:
         "settings": {
             "norm": "l2", "device": "cpu", "dtype": "float64", "method": "auto", "iterations": 20, "seed": 0,
             "input_range": None, "input_size": None, "of_output": None, "from_input": None, "key": None,
-            "architecture": None, "architecture_args": None, "rtol": None, "spectrum": False,
+            "architecture": None, "architecture_args": None, "allow_code": False, "rtol": None, "spectrum": False,
             "witness_seconds": 0.0,
         },
         "layers": [{

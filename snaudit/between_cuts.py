@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -34,7 +34,6 @@ class Way:
     seconds: float
     alone: Bound | None = None
 
-
 def measure(
     model: ir.Model, norm_of: Callable[[AnyMap], Bound], pair: Pair, nodes: frozenset[ir.Node], fixed: frozenset[ir.Value],
     box: Box | None = None,
@@ -55,6 +54,26 @@ def measure(
         found = wave_cuts.affordable(stretches, method.cost, _WORK)
         ways.append(_way(model, pair, method.name, found, [partial(method.measure, cut.torus) for cut in found]))
     return tuple(way for way in ways if way.shortcuts)
+
+
+DENSE = frozenset(method.name for method in sections.METHODS)
+"""The methods whose sections are matrices."""
+
+
+def again(
+    model: ir.Model, norm_of: Callable[[AnyMap], Bound], pair: Pair, nodes: frozenset[ir.Node], fixed: frozenset[ir.Value],
+    box: Box, factors: Mapping[ir.Value, float],
+) -> tuple[Shortcut, ...]:  # fmt: skip
+    """The least bound of each section of matrices with values multiplied by factors, in a tenth of the work; ranges
+    are taken as they are."""
+    still = Box(box.ranges)
+    found = tuple(cuts.find_sections(model, pair.outputs, nodes, fixed, still, factors))
+    effort = Effort(lambda matrix: norm_of(Dense(np.ascontiguousarray(matrix))), 0.1 * _WORK / max(1, len(found)))
+    ways = [
+        _way(model, pair, method.name, found, [partial(method.measure, cut.section, effort) for cut in found])
+        for method in sections.METHODS
+    ]
+    return tuple(short for way in ways for short in way.shortcuts)
 
 
 def _way(

@@ -9,7 +9,7 @@ a section ends, and what comes after starts a new one. `lipschitz.compose` multi
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -67,6 +67,7 @@ class _Walk:
     opset: int
     box: Box
     fixed: frozenset[ir.Value] = frozenset()
+    factors: Mapping[ir.Value, float] = field(default_factory=dict)
     known: dict[ir.Value, tuple[_Trunk, Coefficients]] = field(default_factory=dict)
     ends: dict[ir.Value, None] = field(default_factory=dict)
     uses: dict[ir.Value, int] = field(default_factory=dict)
@@ -77,15 +78,16 @@ class _Walk:
 
 def find_sections(
     model: ir.Model, outputs: Sequence[ir.Value] | None = None, nodes: Container[ir.Node] | None = None,
-    fixed: frozenset[ir.Value] = frozenset(), box: Box | None = None,
+    fixed: frozenset[ir.Value] = frozenset(), box: Box | None = None, factors: Mapping[ir.Value, float] = {},
 ) -> Iterator[Cut]:  # fmt: skip
     """The longest sections of the main graph that hold two linear maps or more.
 
     outputs: what the bound is about, and `nodes` those that it depends on; None: all. fixed: values that are
     constants of which nothing is known but their shape; then the box must have no centre, at which they are others.
+    factors: by which values are multiplied, as if their layers' weights were; then, too.
     """
     opset = model.graph.opset_imports.get("", 0) or model.graph.opset_imports.get("ai.onnx", 0)
-    walk = _Walk(model, opset, box or Box(), fixed)
+    walk = _Walk(model, opset, box or Box(), fixed, factors)
     own = {name for _, name, *_ in model.functions} if model.functions else set()
     alive = [node for node in model.graph if nodes is None or node in nodes]
     outputs = model.graph.outputs if outputs is None else outputs
@@ -152,6 +154,7 @@ def _follow(walk: _Walk, node: ir.Node, data: list[ir.Value]) -> _Trunk | None:
         if any(result is not None for result in results):
             for output, result in zip(node.outputs, results, strict=True):
                 if result is not None:
+                    result = result.times(np.array(walk.factors[output])) if output in walk.factors else result
                     _hold(walk, output, trunk, result)
                     if result.depth > max(item.depth for item in inputs.values()):
                         walk.work += result.size * sum(_entries(item) for item in inputs.values())

@@ -21,6 +21,7 @@ from snaudit.findings import (
     NetworkResult,
     OutputResult,
     PartialResult,
+    SectionResult,
     Settings,
 )
 from snaudit.layers import Extraction, Layer
@@ -38,13 +39,14 @@ if TYPE_CHECKING:
 
 
 def network_of(
-    model: Model, extraction: Extraction, results: tuple[LayerResult, ...], meter: Meter
+    model: Model, extraction: Extraction, results: tuple[LayerResult, ...], meter: Meter, explain: bool = False
 ) -> tuple[NetworkResult, tuple[Gap, ...]]:
-    """(the network's bound, the gaps at which it ends) from its layers' measured norms."""
+    """(the network's bound, the gaps at which it ends) from its layers' measured norms; `explain`: with the layers
+    that would lower it most, and what kept it from being tighter."""
     if model.graph is None:
         missed = sum(item.missed for item in (*model.left_out, *extraction.left_out))
         return _chain_of(extraction, results, missed)
-    return _composition_of(model, extraction.layers, results, meter)
+    return _composition_of(model, extraction.layers, results, meter, explain)
 
 
 CHAIN = (
@@ -180,30 +182,33 @@ def _folded(value: ir.Value) -> np.ndarray | None:
 
 
 def _composition_of(
-    model: Model, layers: tuple[Layer, ...], results: tuple[LayerResult, ...], meter: Meter
+    model: Model, layers: tuple[Layer, ...], results: tuple[LayerResult, ...], meter: Meter, explain: bool
 ) -> tuple[NetworkResult, tuple[Gap, ...]]:
     """The bound by composition over the graph, each layer's measured norm at its nodes."""
-    from snaudit import between_cuts, origins
+    from snaudit import between_cuts, confined, origins
 
     started = time.perf_counter()
     compose = Composer(model, layers, {r.name: r.norm for r in results}, meter)
     plain = found = compose(())
     name, seconds = "composition over the graph", time.perf_counter() - started
-    ways, notes, narrower = (), (), {}
+    ways, box, notes = (), confined.Box(), ()
     if meter.settings.norm == "l2" and found.bound.known:  # behind a gap no section makes the whole finite
         box = compose.box(found)
         ways = between_cuts.measure(model.graph, meter.norm_of, compose.pair, found.nodes, found.held, box)
-        notes = origins.notes_of(ways, compose.names, found.nodes)
-        narrower = box.narrower
-        plain = found = compose((), None, narrower) if narrower else found
+        plain = found = compose((), None, box.narrower) if box.narrower else found
     methods = [MethodResult(name, replace(plain.bound, method=name), seconds)]
     if ways:
         for way in ways:
             started = time.perf_counter()
-            bound = replace(way.alone or compose(way.shortcuts, None, narrower).bound, method=way.name)
+            bound = replace(way.alone or compose(way.shortcuts, None, box.narrower).bound, method=way.name)
             methods.append(MethodResult(way.name, bound, way.seconds + time.perf_counter() - started))
-        found = compose([shortcut for way in ways for shortcut in way.shortcuts], None, narrower)
+        found = compose([shortcut for way in ways for shortcut in way.shortcuts], None, box.narrower)
         name = _winner(methods, found.bound)
+    taken = origins.sections_of(ways, {name for name, _ in found.contributions})
+    best: tuple[Lever, ...] = ()
+    if explain:
+        best = _levers(compose, plain, found.bound, box, taken)
+        notes = origins.notes_of(ways, compose.names, found.nodes) if meter.settings.norm == "l2" and found.bound.known else ()
     network = NetworkResult(
         replace(found.bound, method=name),
         tuple(OutputResult(name, bound) for name, bound in found.outputs),
@@ -213,9 +218,9 @@ def _composition_of(
         partials=tuple(PartialResult(part.start, part.end, part.bound) for part in found.partials),
         composition=plain.bound,
         factors=plain.contributions,
-        sections=origins.sections_of(ways, {name for name, _ in found.contributions}),
+        sections=taken,
         besides=tuple(part for part in plain.contributions if part[0] not in compose.norms),
-        levers=_levers(compose, plain.bound, found.bound, narrower),
+        levers=best,
         notes=notes,
         scope=scope_of(meter.settings),
     )
@@ -223,20 +228,48 @@ def _composition_of(
 
 
 def _levers(
-    compose: Composer, bound: Bound, least: Bound, narrower: Mapping[ir.Value, Range]
+    compose: Composer, found: lipschitz.Composition, least: Bound, box: confined.Box, parts: tuple[SectionResult, ...]
 ) -> tuple[Lever, ...]:
-    """The composition's levers. One that every way passes once scales what sections say, too: their bounds are
-    homogeneous in such a layer."""
-    if not bound.known:
+    """The levers of a composition; where sections gave a lesser bound, with what they say then.
+
+    A layer that every way passes once scales what sections say: their bounds are homogeneous in it. For others
+    they are bounded again, if they are matrices, which as a rule says less than the search in full would.
+    """
+    from snaudit import between_cuts
+
+    if not found.bound.known:
         return ()
     norms = {name: norm.upper for name, norm in compose.norms.items()}
-    found = levers.levers(bound, norms, lambda factors: compose((), factors, narrower).bound)
-    if bound.size == least.size:
-        return found
-    return tuple(
-        replace(lever, bound=scaled(least, up(1.0 / lever.norm))) if lever.is_passed_once else replace(lever, whole=False)
-        for lever in found
+    best = levers.levers(found.bound, norms, lambda factors: compose((), factors, box.narrower).bound)
+    if found.bound.size == least.size:
+        return best
+    is_dense = all(part.bound.method in between_cuts.DENSE for part in parts if part.taken)
+    told = [
+        replace(lever, bound=scaled(least, up(1.0 / lever.norm))) if lever.is_passed_once
+        else _again(compose, found, least, box, lever) if is_dense
+        else replace(lever, whole=False)
+        for lever in best
+    ]  # fmt: skip
+    return tuple(sorted(told, key=lambda lever: (not lever.whole, -lever.log10_fall)))
+
+
+def _again(
+    compose: Composer, found: lipschitz.Composition, least: Bound, box: confined.Box, lever: Lever
+) -> Lever:
+    """The lever with the bound of sections in which its layer has the norm 1; the composition's, where that
+    gains nothing."""
+    from snaudit import between_cuts
+
+    factor = 1.0 / lever.norm
+    by = {output: factor for output, name in compose.names.items() if name == lever.name}
+    if any(len([v for v in o.producer().inputs if v is not None and _folded(v) is None]) != 1 for o in by):
+        return replace(lever, whole=False)  # a bias that varies would be multiplied, too
+    shortcuts = between_cuts.again(
+        compose.model.graph, compose.meter.norm_of, compose.pair, found.nodes, found.held, box, by
     )
+    after = compose(shortcuts, {lever.name: factor}, box.narrower).bound
+    fall = least.log10_upper - after.log10_upper
+    return replace(lever, bound=after, log10_fall=fall) if fall > 1e-6 else replace(lever, whole=False)
 
 
 def _winner(methods: list[MethodResult], least: Bound) -> str:

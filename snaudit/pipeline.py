@@ -89,7 +89,7 @@ def _audited(
     findings += _not_numbers(model, extraction.layers)
     if progress is not None:
         progress(len(extraction.layers), len(extraction.layers), "the network")
-    network, gaps = network_of(model, extraction, tuple(results), meter)
+    network, gaps = network_of(model, extraction, tuple(results), meter, explain=True)
     network, gaps = joined(network, gaps, seeker.witness())
     for file in model.files:
         file.check()

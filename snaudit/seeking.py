@@ -127,11 +127,14 @@ def _copies(model: Any) -> tuple[Any, Any]:
     """(a session of the graph in float32, the graph in float64). Raises NoWitness."""
     import onnx
 
+    from snaudit.formats.onnx_graph import with_shapes
+    from snaudit.lowered import for_evaluation
     from snaudit.precision import Unfit, in_precision
 
     try:
         low = in_precision(model, onnx.TensorProto.FLOAT)
         high = in_precision(model, onnx.TensorProto.DOUBLE)
+        for_evaluation(high, lambda copy: with_shapes(copy, []))
     except Unfit as error:
         raise NoWitness(str(error)) from error
     try:

@@ -9,15 +9,18 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.reference
 import pytest
 from graphs import make_model, session_of
 from onnx import helper
 
 import snaudit
 from snaudit.errors import UnreadableModel
-from snaudit.formats.onnx_graph import _with_shapes
-from snaudit.lowered import ROWS, lowered
+from snaudit.formats.onnx_graph import with_shapes
+from snaudit.kernels import fitting
+from snaudit.lowered import ROWS, evaluated, for_evaluation, lowered
 from snaudit.lowered.interface import MICROSOFT, NCHWC
+from snaudit.precision import in_precision
 
 RNG = np.random.default_rng(0)
 
@@ -84,7 +87,7 @@ def model_of(
 def rewritten(model: onnx.ModelProto) -> onnx.ModelProto:
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    lowered(copy, lambda other: _with_shapes(other, []))
+    lowered(copy, lambda other: with_shapes(other, []))
     return copy
 
 
@@ -273,6 +276,42 @@ def test_each_row_is_run() -> None:
     assert len(set(rows)) == len(rows)
     blocked = {(NCHWC, op) for op in BLOCKED}
     assert set(rows) == {(one.domain, one.op) for one in CASES} | blocked
+
+
+WIDE = {"w": random(8, 24), "c": random(24)}
+EVALUATED = [
+    case("Gelu", TOKENS),
+    case("FastGelu", TOKENS),
+    case("FastGelu", TOKENS, {"b": BETA}),
+    case("QuickGelu", TOKENS, alpha=1.5),
+    case("QuickGelu", TOKENS),
+    case("SimplifiedLayerNormalization", TOKENS, {"g": GAMMA}, domain="", epsilon=0.01, axis=-1),
+    case("SimplifiedLayerNormalization", TOKENS, {"g": GAMMA}, domain="", opset=18),
+    case("LayerNormalization", TOKENS, {"g": GAMMA, "b": BETA}, domain="", opset=11, epsilon=0.01),
+    case("Attention", TOKENS, WIDE, num_heads=2),
+    case("Attention", TOKENS, WIDE, num_heads=4, scale=0.3, opset=11),
+    case("MultiHeadAttention", TOKENS | {"k": (2, 3, 8), "v": (2, 3, 8)}, {"c": random(24)}, num_heads=2),
+    case("MultiHeadAttention", TOKENS | {"k": (2, 5, 8), "v": (2, 5, 8)}, num_heads=4, scale=0.3),
+]
+
+
+@pytest.mark.parametrize("one", [*EVALUATED, *(c for c in CASES if c.truth is None and not c.kinds)], ids=lambda one: one.name)
+def test_what_is_written_out_for_evaluation_is_the_same_in_float64(one: Case) -> None:
+    model = one.model()
+    written = in_precision(model, onnx.TensorProto.DOUBLE)
+    for_evaluation(written, lambda other: with_shapes(other, []))
+    assert not [op for domain, op in ops_of(written) if domain]
+    evaluator = onnx.reference.ReferenceEvaluator(written, new_ops=fitting(written))
+    for seed in range(2):
+        feed = one.feed(seed)
+        got = evaluator.run(None, {name: array.astype(np.float64) for name, array in feed.items()})
+        for found, wanted in zip(got, outputs_of(model, feed), strict=True):
+            assert found.dtype == np.float64
+            np.testing.assert_allclose(found, wanted, rtol=2e-5, atol=2e-5)
+
+
+def test_each_row_for_evaluation_is_run() -> None:
+    assert {(row.domain, row.op) for row in evaluated.ROWS} == {(one.domain, one.op) for one in EVALUATED}
 
 
 # com.microsoft.nchwc, by hand for both widths of a block, as no one processor has both

@@ -240,6 +240,13 @@ def test_a_constrained_optimized_file_keeps_its_cap_in_what_it_computes(name: st
         assert size(df, "l2") <= report.network.bound.upper * size(dx, "l2") * (1 + 1e-5) + 1e-6
 
 
+@pytest.mark.parametrize(("name", "way"), [("perceptron", "EXTENDED"), ("tokens", "transformers")])
+def test_an_optimized_file_has_a_lower_end(name: str, way: str, tmp_path: Path) -> None:
+    _, after = optimized(name, way, tmp_path)
+    network = snaudit.audit(after, witness_seconds=0.5).network
+    assert 0.0 < network.bound.lower <= network.bound.upper
+
+
 def test_an_optimized_file_is_brought_under_a_bound(tmp_path: Path) -> None:
     _, after = optimized("perceptron", "EXTENDED", tmp_path)
     limit = snaudit.audit(after).network.bound.upper / 4

@@ -70,11 +70,11 @@ def graph_of(
             _check_function(path, function)
         proto = _flat(path, proto, unsorted, notes)
         bind_sizes(proto.graph, sizes)
-        if lowered(proto, lambda copy: _with_shapes(copy, [])):
+        if lowered(proto, lambda copy: with_shapes(copy, [])):
             check_signatures(path, proto)
-        proto = _with_shapes(proto, notes)
+        proto = with_shapes(proto, notes)
         read = partial(_read, attacher=_Attacher(path, stored, tensors))
-        model, found = settled(proto, read, partial(_with_shapes, notes=[]))
+        model, found = settled(proto, read, partial(with_shapes, notes=[]))
         _drop_constant_inputs(model, notes)
     except (ModelError, UsageError, MemoryError):
         raise
@@ -205,7 +205,7 @@ def _check_expansion(path: Path, model: ir.Model) -> None:
         raise UnsupportedModel(path, f"its functions make over {_MOST_INLINED} nodes where they are called")
 
 
-def _with_shapes(proto: onnx.ModelProto, notes: list[str]) -> onnx.ModelProto:
+def with_shapes(proto: onnx.ModelProto, notes: list[str]) -> onnx.ModelProto:
     """The model with inferred shapes; as it is, with a note, where inference fails."""
     functions = list(proto.functions)
     del proto.functions[:]  # inference would walk a function once a call

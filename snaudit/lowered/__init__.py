@@ -13,11 +13,12 @@ from typing import Any
 import onnx
 
 from snaudit.domains import KEPT, REMEDY
-from snaudit.lowered import blocked, layouts, norms, pointwise, products
+from snaudit.lowered import blocked, evaluated, layouts, norms, pointwise, products
 from snaudit.lowered.interface import Call, Kept, Lowering, ShapeNeeded
 
 ROWS: tuple[Lowering, ...] = (*products.ROWS, *norms.ROWS, *pointwise.ROWS, *layouts.ROWS, *blocked.ROWS)
 _TABLE = {(row.domain, row.op): row for row in ROWS}
+_EVALUATED = {(row.domain, row.op): row for row in evaluated.ROWS}
 _MALFORMED = (ValueError, TypeError, IndexError, KeyError, OverflowError)
 
 Infer = Callable[[onnx.ModelProto], onnx.ModelProto]
@@ -29,10 +30,21 @@ def lowered(model: onnx.ModelProto, infer: Infer) -> bool:
 
     The attributes are handed on as they are: whoever calls this checks the signatures of what was written.
     """
+    return _lowered(model, infer, _TABLE, onnx.TensorProto.FLOAT)
+
+
+def for_evaluation(model: onnx.ModelProto, infer: Infer) -> None:
+    """As `lowered`, all real numbers of the model being float64, and with ops written out that have a rule."""
+    _lowered(model, infer, _TABLE, onnx.TensorProto.DOUBLE)
+    _lowered(model, infer, _EVALUATED, onnx.TensorProto.DOUBLE)
+
+
+def _lowered(model: onnx.ModelProto, infer: Infer, table: Mapping[tuple[str, str], Lowering], real: int) -> bool:
     opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
-    if opset < 7 or not any((node.domain, node.op_type) in _TABLE for node in _nodes(model.graph)):
+    if opset < 7 or not any((node.domain, node.op_type) in table for node in _nodes(model.graph)):
         return False
-    walk = _Walk(opset, _names(model), blocked.block_of(_nodes(model.graph), _facts(model)[0]))
+    block = blocked.block_of(_nodes(model.graph), _facts(model)[0])
+    walk = _Walk(table, opset, _names(model), block, real)
     walk.graph(model.graph, *_facts(model), last=False)
     if walk.waiting:
         copy = onnx.ModelProto()
@@ -44,9 +56,11 @@ def lowered(model: onnx.ModelProto, infer: Infer) -> bool:
 
 @dataclass(slots=True)
 class _Walk:
+    table: Mapping[tuple[str, str], Lowering]
     opset: int
     taken: set[str]
     block: int | None
+    real: int
     waiting: int = 0
 
     def graph(
@@ -57,8 +71,8 @@ class _Walk:
         for node in graph.node:
             for body in _bodies(node):
                 self.graph(body, shapes, kinds, last)
-            row = _TABLE.get((node.domain, node.op_type))
-            call = Call(node, self.opset, shapes, kinds, self.taken, self.block)
+            row = self.table.get((node.domain, node.op_type))
+            call = Call(node, self.opset, shapes, kinds, self.taken, self.block, self.real)
             nodes += [node] if row is None else self._written(row, call, last)
         if len(nodes) != len(graph.node) or any(a is not b for a, b in zip(nodes, graph.node, strict=True)):
             copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]

@@ -52,6 +52,7 @@ class Call:
     kinds   the element types of values, as far as known
     taken   all names of the model
     block   channels in a block of com.microsoft.nchwc; None: the file does not settle it
+    real    the type of new real constants where the node's inputs do not say
     """
 
     node: onnx.NodeProto
@@ -60,6 +61,7 @@ class Call:
     kinds: Mapping[str, int]
     taken: set[str]
     block: int | None = None
+    real: int = onnx.TensorProto.FLOAT
     made: list[onnx.NodeProto] = field(default_factory=list)
 
     def attribute(self, name: str, default: Any = None) -> Any:
@@ -139,7 +141,7 @@ class Call:
         """A new constant: integers as they are, real numbers in the type of the node's inputs."""
         array = np.asarray(value)
         if array.dtype.kind == "f":
-            kind = next((self.kinds[name] for name in self.node.input if self.kinds.get(name) in _REAL), 1)
+            kind = next((self.kinds[name] for name in self.node.input if self.kinds.get(name) in _REAL), self.real)
             array = array.astype(helper.tensor_dtype_to_np_dtype(kind))
         return self.emit("Constant", [], part, value=numpy_helper.from_array(array))
 

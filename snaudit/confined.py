@@ -15,10 +15,13 @@ from snaudit.attributes import attribute
 from snaudit.deviations import Deviations
 from snaudit.domains import is_default
 from snaudit.linearized import Coefficients
+from snaudit.matching import Gated
 from snaudit.ranges import UNKNOWN, Range, enclosing, meet
 from snaudit.sections.interface import Blocks
 
 Ends = tuple[np.ndarray, np.ndarray]
+_NEAR = 1e-12
+"""More than what scales that are products of a few floats may be off by."""
 
 
 def _unknown(value: ir.Value) -> Range:
@@ -110,6 +113,19 @@ def slopes_at(node: ir.Node, opset: int, data: Coefficients, whole: Ends, place:
     else:
         found = local_slopes.curved(node.domain, op, own, whole, low, high)
     return (np.maximum(found[0], whole[0]), np.minimum(found[1], whole[1])), None
+
+
+def gated_at(gated: Gated, whole: Ends, place: Place) -> tuple[Ends, None]:
+    """The slopes of a function that is written out in parts where its entries lie, within those anywhere."""
+    at = [np.where(end == 0.0, 0.0, end * gated.inner) for end in place.ends]
+    low, high = np.minimum(*at), np.maximum(*at)
+    low, high = low - _NEAR * np.abs(low), high + _NEAR * np.abs(high)
+    anything = np.full_like(low, -np.inf), np.full_like(high, np.inf)
+    least, most = local_slopes.curved("", gated.op, gated.attributes.get, anything, low, high)
+    ends = [end * gated.outer for end in (least - gated.slack, most + gated.slack)]
+    least, most = np.minimum(*ends), np.maximum(*ends)
+    least, most = least - _NEAR * np.abs(least), most + _NEAR * np.abs(most)
+    return (np.maximum(whole[0], least), np.minimum(whole[1], most)), None
 
 
 def _limits(node: ir.Node, opset: int, data: Coefficients) -> Ends | None:

@@ -9,7 +9,7 @@ a section ends, and what comes after starts a new one. `lipschitz.compose` multi
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -18,7 +18,7 @@ import onnx_ir as ir
 
 from snaudit import folding, linearized, patterns, slopes
 from snaudit.attributes import attribute
-from snaudit.confined import Box, place_of, rest_of, slopes_at
+from snaudit.confined import Box, Place, gated_at, place_of, rest_of, slopes_at
 from snaudit.deviations import Deviations
 from snaudit.domains import is_default
 from snaudit.enclosed import Enclosed, scaled
@@ -34,6 +34,9 @@ _MOST_WORK = 2e10
 _MOST_HELD = 1 << 26
 """Entries of coefficients that are held at once."""
 _Ends = tuple[float | np.ndarray, float | np.ndarray]
+_Interval = tuple[np.ndarray, np.ndarray]
+_Local = Callable[[_Interval, Place], tuple[_Interval, _Interval | None]]
+"""(slopes anywhere, where the entries lie) → (slopes there, the two slopes of lines that meet at zero)."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -160,16 +163,18 @@ def _follow(walk: _Walk, node: ir.Node, data: list[ir.Value]) -> _Trunk | None:
                         walk.work += result.size * sum(_entries(item) for item in inputs.values())
             return trunk
     index, before = next(iter(inputs.items()))
-    ends, source, is_local = None, node.inputs[index], True
+    ends, source = None, node.inputs[index]
+    local: _Local | None = partial(slopes_at, node, walk.opset, before)
     if len(inputs) == 1:
         ends = ends_of(node, index, before)
     else:
         for short in patterns.find(node, fold, "l2", walk.opset):
             if short.slopes is not None and short.source in walk.known and walk.known[short.source][0] is trunk:
-                before, ends, source, is_local = walk.known[short.source][1], short.slopes, short.source, False
+                before, ends, source = walk.known[short.source][1], short.slopes, short.source
+                local = None if short.gated is None else partial(gated_at, short.gated)
     if ends is None or not keeps_shape(node, before):
         return None
-    result = _applied(walk, trunk, node, source, before, ends, is_local)
+    result = _applied(walk, trunk, node, source, before, ends, local)
     if result is None:
         return None
     _hold(walk, node.outputs[0], trunk, result)
@@ -177,7 +182,7 @@ def _follow(walk: _Walk, node: ir.Node, data: list[ir.Value]) -> _Trunk | None:
 
 
 def _applied(
-    walk: _Walk, trunk: _Trunk, node: ir.Node, source: ir.Value, before: Coefficients, ends: _Ends, is_local: bool
+    walk: _Walk, trunk: _Trunk, node: ir.Node, source: ir.Value, before: Coefficients, ends: _Ends, local: _Local | None
 ) -> Coefficients | None:
     """What a node makes of `before` that applies a function with these slopes to each entry: a new unit, less the
     entries that have one slope only where they lie."""
@@ -185,8 +190,8 @@ def _applied(
     if not (np.isfinite(low).all() and np.isfinite(high).all()):
         return None
     place, knee = place_of(walk.box, trunk.forms, source, before), None
-    if place is not None and is_local:
-        (least, most), knee = slopes_at(node, walk.opset, before, (low, high), place)
+    if place is not None and local is not None:
+        (least, most), knee = local((low, high), place)
         if (least > low).any() or (most < high).any():
             trunk.rests |= place.rests
         low, high = least, most

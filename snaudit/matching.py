@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
@@ -19,12 +20,23 @@ LEAST = 1e-140
 """No scale of a chain lies further from one than that, so that the product of two is a normal number."""
 
 
+class Gated(NamedTuple):
+    """The function x ↦ outer·F(inner·x)/inner with F that of an op: its slopes are outer·F'(inner·x), within `slack`."""
+
+    op: str
+    attributes: Mapping[str, str]
+    inner: float
+    outer: float
+    slack: float = 0.0
+
+
 @dataclass(frozen=True, slots=True)
 class Shortcut:
     """`output` is a function of `source` alone, with this Lipschitz bound; `name` is for display;
     `assumes` as a Value's.
 
     slopes: where it is one function of each entry by itself, between which slopes its own lie
+    gated:  that function, where its slopes are known place by place
     also:   further values that it is a function of; the bound is then with respect to all of them, side by side
     more:   other values that it depends on besides, with the constants with respect to those alone
     """
@@ -35,6 +47,7 @@ class Shortcut:
     name: str
     assumes: tuple[str, ...] = ()
     slopes: Interval | None = None
+    gated: Gated | None = None
     also: tuple[ir.Value, ...] = ()
     more: tuple[tuple[ir.Value, Bound], ...] = ()
 

@@ -15,7 +15,7 @@ import onnx_ir as ir
 from snaudit.bound import Norm, at_most, root_up, up
 from snaudit.domains import is_default
 from snaudit import magnitudes
-from snaudit.matching import Fold, Graph, Shortcut, size_along
+from snaudit.matching import Fold, Gated, Graph, Shortcut, size_along
 from snaudit.rules.interface import Unbounded
 from snaudit.rules.normalization import normalized
 from snaudit.slopes import GELU_ERF, GELU_TANH, MISH, SILU, Interval
@@ -27,16 +27,17 @@ def find(node: ir.Node, fold: Fold, norm: Norm, opset: int) -> Iterator[Shortcut
         return
     graph = Graph(fold, norm, opset)
     for matcher in _MATCHERS.get(node.op_type, ()):
-        for source, found, name in matcher(graph, node):
+        for source, found, name, *more in matcher(graph, node):
             slopes = found if isinstance(found, tuple) else None
             gain = found if slopes is None else max(abs(slopes[0]), abs(slopes[1]))
             if math.isfinite(gain):
-                yield Shortcut(node.outputs[0], source, at_most(gain, name), name, slopes=slopes)
+                gated = more[0] if more else None
+                yield Shortcut(node.outputs[0], source, at_most(gain, name), name, slopes=slopes, gated=gated)
     yield from magnitudes.find(graph, node)
 
 
-_Found = Iterator[tuple[ir.Value, "float | Interval", str]]
-"""(source, its gain or its slopes, name) of each match."""
+_Found = Iterator[tuple]
+"""(source, its gain or its slopes, name) of each match, and its function as `Gated` where that is known."""
 
 
 def _gate(graph: Graph, node: ir.Node) -> _Found:
@@ -44,35 +45,37 @@ def _gate(graph: Graph, node: ir.Node) -> _Found:
     for left, right in graph.split(node):
         roots = graph.scales(left)
         for gate, factor in graph.scales(right):
-            for name, inner, slopes in _gates(graph, gate):
+            for name, inner, slopes, gated in _gates(graph, gate):
                 for root, scale in roots:
                     if root is inner:
-                        yield root, _times(slopes, scale * factor), name
+                        by = scale * factor
+                        own = None if gated is None or not gated.inner else gated._replace(outer=gated.outer * by)
+                        yield root, _times(slopes, by), name, own
 
 
-def _gates(graph: Graph, gate: ir.Value) -> Iterator[tuple[str, ir.Value, Interval]]:
-    """(name, r, the slopes of x·g(x)) for each way to read `gate` as g(r).
+def _gates(graph: Graph, gate: ir.Value) -> Iterator[tuple[str, ir.Value, Interval, Gated | None]]:
+    """(name, r, the slopes of x·g(x), that function) for each way to read `gate` as g(r).
 
     x·g(kx) has the slopes of x·g(x) for any scale k ≠ 0; for k = 0 its one slope is g(0), in between.
     """
     node = graph.made(gate, "Sigmoid")
     if node is not None:
-        for root, _ in graph.scales(node.inputs[0]):
-            yield "SiLU", root, SILU
+        for root, scale in graph.scales(node.inputs[0]):
+            yield "SiLU", root, SILU, Gated("Swish", {}, scale, 1.0)
     node = graph.made(gate, "HardSigmoid")
     if node is not None:  # x·clip(αx + β, 0, 1): slopes −β and 2 − β at the ends of the line, 0 and 1 outside
         beta = node.attributes["beta"].value if "beta" in node.attributes else 0.5
-        yield "HardSwish", node.inputs[0], _over(0.0, 1.0, -beta, 2.0 - beta)
+        yield "HardSwish", node.inputs[0], _over(0.0, 1.0, -beta, 2.0 - beta), None
     clipped = graph.clip(gate)
     if clipped is not None:
         inner, low, high = clipped
         shifted = graph.plus(inner) or (inner, 0.0)
         ends = (low, high, 2 * low - shifted[1], 2 * high - shifted[1])  # x·clip(x + c, low, high)
-        yield "HardSwish", shifted[0], _over(*ends)
+        yield "HardSwish", shifted[0], _over(*ends), None
     node = graph.made(gate, "Tanh")
     softplus = None if node is None else graph.made(node.inputs[0], "Softplus")
     if softplus is not None:
-        yield "Mish", softplus.inputs[0], MISH
+        yield "Mish", softplus.inputs[0], MISH, Gated("Mish", {}, 1.0, 1.0)
     plus = graph.plus(gate)
     if plus is not None and plus[1] == 1.0:
         yield from _gelu_gates(graph, plus[0])
@@ -93,17 +96,19 @@ def _times(slopes: Interval, factor: float) -> Interval:
     )
 
 
-def _gelu_gates(graph: Graph, value: ir.Value) -> Iterator[tuple[str, ir.Value, Interval]]:
+def _gelu_gates(graph: Graph, value: ir.Value) -> Iterator[tuple[str, ir.Value, Interval, Gated | None]]:
     """1 + erf(kx) for any k; 1 + tanh(√(2/π)(x + 0.044715x³)) with those constants to 1e-6."""
     node = graph.made(value, "Erf")
     if node is not None:
-        for root, _ in graph.scales(node.inputs[0]):
-            yield "GELU", root, (2.0 * GELU_ERF[0], 2.0 * GELU_ERF[1])
+        for root, scale in graph.scales(node.inputs[0]):
+            gated = Gated("Gelu", {}, math.sqrt(2.0) * scale, 2.0)  # x(1 + erf(kx)) = 2·GELU(√2·kx)/(√2·k)
+            yield "GELU", root, (2.0 * GELU_ERF[0], 2.0 * GELU_ERF[1]), gated
     node = graph.made(value, "Tanh")
     for inner, scale in graph.scales(node.inputs[0]) if node is not None else ():
         root = _cubic(graph, inner)
         if root is not None and abs(scale - math.sqrt(2.0 / math.pi)) < 1e-6:
-            yield "GELU", root, (2.0 * (GELU_TANH[0] - 1e-5), 2.0 * (GELU_TANH[1] + 1e-5))
+            slopes = 2.0 * (GELU_TANH[0] - 1e-5), 2.0 * (GELU_TANH[1] + 1e-5)
+            yield "GELU", root, slopes, Gated("Gelu", {"approximate": "tanh"}, 1.0, 2.0, 1e-5)
 
 
 def _cubic(graph: Graph, value: ir.Value) -> ir.Value | None:

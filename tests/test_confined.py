@@ -14,7 +14,7 @@ from graphs import fold, function_of, jacobian, make_model, random_dag, read, se
 from onnx import helper
 
 import snaudit
-from snaudit import confined, cuts, lipschitz, local_slopes, slopes
+from snaudit import confined, cuts, lipschitz, local_slopes, patterns, slopes
 from snaudit.attributes import attribute
 from snaudit.bound import Grade
 from snaudit.ranges import enclosing, middle_of
@@ -225,3 +225,57 @@ def test_an_input_that_is_held_fixed_is_at_no_centre(tmp_path: Path) -> None:
     assert 2.0 <= found.upper <= 2.0 * (1 + 1e-6)
     nearly = snaudit.audit(path, input_range=("x=-1,-0.9", "z=-5,0.5"), from_input="x").network.bound
     assert nearly.upper < 1e-9
+
+
+PARTS = {
+    "SiLU": [node("Sigmoid", "x", "b"), node("Mul", "x b", "y")],
+    "sharp SiLU": [node("Mul", "x three", "t"), node("Sigmoid", "t", "b"), node("Mul", "x b", "y")],
+    "negative SiLU": [node("Sigmoid", "x", "b"), node("Mul", "minus x", "c"), node("Mul", "c b", "y")],
+    "SiLU of the other side": [node("Mul", "x minus", "t"), node("Sigmoid", "t", "b"), node("Mul", "x b", "y")],
+    "Mish": [node("Softplus", "x", "b"), node("Tanh", "b", "c"), node("Mul", "x c", "y")],
+    "GELU": [node("Div", "x root2", "b"), node("Erf", "b", "c"), node("Add", "c one", "d"), node("Mul", "x half", "e"),
+             node("Mul", "d e", "y")],
+    "tanh GELU": [node("Pow", "x cube", "p"), node("Mul", "p small", "q"), node("Add", "x q", "r"), node("Mul", "r rate", "s"),
+                  node("Tanh", "s", "c"), node("Add", "c one", "d"), node("Mul", "half x", "e"), node("Mul", "e d", "y")],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_a_function_in_parts_has_the_slopes_of_where_it_is(name: str) -> None:
+    """Against secants in float32."""
+    weights = {"minus": np.array(-1.5), "three": np.array(3.0), "root2": np.array(np.sqrt(2)), "one": np.array(1.0),
+               "half": np.array(0.5), "cube": np.array(3.0), "small": np.array(0.044715),
+               "rate": np.array(math.sqrt(2 / math.pi))}  # fmt: skip
+    used = {i for n in PARTS[name] for i in n.input}
+    model = make_model(PARTS[name], {"x": [1, 81]}, {k: v for k, v in weights.items() if k in used}, dtype="float32")
+    graph = read(model)
+    last = graph.graph.outputs[0].producer()
+    found = next(s for s in patterns.find(last, fold, "l2", 17) if s.gated is not None)
+    assert found.source is graph.graph.inputs[0]
+    function, _ = function_of(model)
+    tight = 0
+    for low, high in ((-4.0, -2.0), (-2.0, 0.0), (-0.5, 0.5), (0.5, 1.0), (1.0, 3.0), (-5.0, 5.0)):
+        ends = np.array([low]), np.array([high])
+        place = confined.Place(ends, ends, ends, None, frozenset())
+        whole = tuple(np.array([end]) for end in found.slopes)
+        (least, most), _ = confined.gated_at(found.gated, whole, place)
+        x = np.linspace(low, high, 81).astype(np.float32).astype(np.float64)
+        secants = np.diff(function(x)) / np.diff(x)
+        assert (secants >= least - 1e-4).all() and (secants <= most + 1e-4).all(), (low, high)
+        tight += bool(secants.min() <= least + 0.05 and secants.max() >= most - 0.05)
+    assert tight >= 5
+
+
+@pytest.mark.parametrize("radius", [0.3, 0.003])
+def test_a_network_of_gates_on_a_box(radius: float, tmp_path: Path) -> None:
+    model = network(11, (5, 10, 10, 4), "Sigmoid")
+    for each in [n for n in model.graph.node if n.op_type == "Sigmoid"]:
+        out, each.output[0], each.name = each.output[0], f"gate {each.output[0]}", f"gate {each.name}"
+        model.graph.node.insert(list(model.graph.node).index(each) + 1, node("Mul", f"{each.input[0]} @", out))
+        model.graph.node[list(model.graph.node).index(each) + 1].input[1] = each.output[0]
+    path = saved(model, tmp_path)
+    truth = steepest(model, 0.2 - radius, 0.2 + radius, 1, 4)
+    found = bound_on(path, (0.2 - radius, 0.2 + radius)).bound.upper
+    assert truth <= found * (1 + DIFFERENCES)
+    assert found <= bound_on(path, None).bound.upper * (1 + 1e-6)
+    assert found <= 1.1 * truth or radius > 0.1

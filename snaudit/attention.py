@@ -39,7 +39,7 @@ import numpy as np
 import onnx_ir as ir
 
 from snaudit.domains import is_default
-from snaudit import enclosed
+from snaudit import enclosed, gates
 from snaudit.bound import Bound, Grade, at_most, root_sum_squares_up, root_up, sum_up, times_up, up
 from snaudit.enclosed import Enclosed
 from snaudit.gains import outward
@@ -95,7 +95,8 @@ class Finder:
     opset: int
 
     def at(self, node: ir.Node) -> Iterator[Shortcut]:
-        """The shortcut that ends at an attention's product of weights and values, if there is one; for l2."""
+        """The shortcut that ends at an attention's product of weights and values, or at a gate, if there is one; for l2."""
+        yield from gates.find(node, self.fold, self.measure, self.ranges, self.opset)
         heads = heads_of(node, self.fold, self.held, self.opset)
         if heads is None:
             return

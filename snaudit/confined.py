@@ -15,13 +15,11 @@ from snaudit.attributes import attribute
 from snaudit.deviations import Deviations
 from snaudit.domains import is_default
 from snaudit.linearized import Coefficients
-from snaudit.matching import Gated
+from snaudit.local_slopes import Gated
 from snaudit.ranges import UNKNOWN, Range, enclosing, meet
 from snaudit.sections.interface import Blocks
 
 Ends = tuple[np.ndarray, np.ndarray]
-_NEAR = 1e-12
-"""More than what scales that are products of a few floats may be off by."""
 
 
 def _unknown(value: ir.Value) -> Range:
@@ -117,15 +115,7 @@ def slopes_at(node: ir.Node, opset: int, data: Coefficients, whole: Ends, place:
 
 def gated_at(gated: Gated, whole: Ends, place: Place) -> tuple[Ends, None]:
     """The slopes of a function that is written out in parts where its entries lie, within those anywhere."""
-    at = [np.where(end == 0.0, 0.0, end * gated.inner) for end in place.ends]
-    low, high = np.minimum(*at), np.maximum(*at)
-    low, high = low - _NEAR * np.abs(low), high + _NEAR * np.abs(high)
-    anything = np.full_like(low, -np.inf), np.full_like(high, np.inf)
-    least, most = local_slopes.curved("", gated.op, gated.attributes.get, anything, low, high)
-    ends = [end * gated.outer for end in (least - gated.slack, most + gated.slack)]
-    least, most = np.minimum(*ends), np.maximum(*ends)
-    least, most = least - _NEAR * np.abs(least), most + _NEAR * np.abs(most)
-    return (np.maximum(whole[0], least), np.minimum(whole[1], most)), None
+    return local_slopes.gated(gated, whole, place.ends), None
 
 
 def _limits(node: ir.Node, opset: int, data: Coefficients) -> Ends | None:

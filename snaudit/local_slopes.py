@@ -8,8 +8,8 @@ used: no segment between two inputs of the network.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,10 +18,23 @@ from snaudit.domains import plain
 from snaudit.ranges import Range
 
 Ends = tuple[np.ndarray, np.ndarray]
+
+
+class Gated(NamedTuple):
+    """The function x ↦ outer·F(inner·x)/inner with F that of an op: its slopes are outer·F'(inner·x), within `slack`."""
+
+    op: str
+    attributes: Mapping[str, str]
+    inner: float
+    outer: float
+    slack: float = 0.0
+
+
 Attribute = Callable[[str, Any], Any]
 _MARGIN, _FLOOR = 1e-12, 1e-13
 _FAR = 1e300
 _NEAR = 1e-9
+_SCALES = 1e-12
 _RISING = frozenset({"Sigmoid", "Tanh", "Erf", "Softplus", "Softsign", "Atan", "Asinh", "Elu", "Selu", "Celu"})
 _GATES = frozenset({"Gelu", "Swish", "QuickGelu", "Mish"})
 """x·g(x) with g rising: the extreme slope on the left is negative, that on the right positive."""
@@ -61,6 +74,21 @@ def curved(domain: str, op: str, attribute: Attribute, whole: Ends, low: np.ndar
     least = np.where(np.isnan(least), -np.inf, least - np.abs(least) * _MARGIN - _FLOOR)
     most = np.where(np.isnan(most), np.inf, most + np.abs(most) * _MARGIN + _FLOOR)
     return np.maximum(whole[0], least), np.minimum(whole[1], most)
+
+
+def gated(one: Gated, whole: Ends, place: Ends) -> Ends:
+    """The slopes of a function that is written out in parts on an interval, within those on the whole line.
+
+    Its scales are products of a few floats, hence off by less than `_SCALES` of themselves.
+    """
+    at = [np.where(end == 0.0, 0.0, end * one.inner) for end in place]
+    low, high = np.minimum(*at), np.maximum(*at)
+    low, high = low - _SCALES * np.abs(low), high + _SCALES * np.abs(high)
+    anything = np.full_like(low, -np.inf), np.full_like(high, np.inf)
+    least, most = curved("", one.op, one.attributes.get, anything, low, high)
+    ends = [end * one.outer for end in (least - one.slack, most + one.slack)]
+    least, most = np.minimum(*ends), np.maximum(*ends)
+    return np.maximum(whole[0], least - _SCALES * np.abs(least)), np.minimum(whole[1], most + _SCALES * np.abs(most))
 
 
 def _signs(op: str, attribute: Attribute) -> tuple[float, float]:

@@ -3,31 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
 
 from snaudit.bound import Bound, Norm
 from snaudit.domains import is_default
+from snaudit.local_slopes import Gated
 from snaudit.slopes import Interval
 
 Fold = Callable[[ir.Value], np.ndarray | None]
 
 LEAST = 1e-140
 """No scale of a chain lies further from one than that, so that the product of two is a normal number."""
-
-
-class Gated(NamedTuple):
-    """The function x ↦ outer·F(inner·x)/inner with F that of an op: its slopes are outer·F'(inner·x), within `slack`."""
-
-    op: str
-    attributes: Mapping[str, str]
-    inner: float
-    outer: float
-    slack: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,8 @@ import onnx_ir as ir
 from snaudit.bound import Norm, at_most, root_up, up
 from snaudit.domains import is_default
 from snaudit import magnitudes
-from snaudit.matching import Fold, Gated, Graph, Shortcut, size_along
+from snaudit.local_slopes import Gated
+from snaudit.matching import Fold, Graph, Shortcut, size_along
 from snaudit.rules.interface import Unbounded
 from snaudit.rules.normalization import normalized
 from snaudit.slopes import GELU_ERF, GELU_TANH, MISH, SILU, Interval

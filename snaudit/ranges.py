@@ -17,7 +17,7 @@ import numpy as np
 from snaudit.bound import root_sum_squares_up, root_up, times_up, up
 from snaudit.rounding import SAFE, TINY
 
-_LARGEST = 1 << 16
+LARGEST = 1 << 16
 """Entries of an interval array beyond which one interval stands for all."""
 
 
@@ -78,7 +78,7 @@ def enclosing(
     if crossed.any():
         low, high = np.where(crossed, -np.inf, low), np.where(crossed, np.inf, high)
         rows = sums = None
-    if max(low.size, high.size) > _LARGEST:
+    if max(low.size, high.size) > LARGEST:
         low, high = low.min(), high.max()
     elif 0 in (low.size, high.size):
         low, high = UNKNOWN.low, UNKNOWN.high
@@ -88,10 +88,10 @@ def enclosing(
 def of_constant(array: np.ndarray) -> Range:
     """The exact range of a stored array, a large one by its rows; an infinite entry is a mask, of which
     nothing is said."""
-    if array.size <= _LARGEST:
+    if array.size <= LARGEST:
         return _of_small(array)
     flat_rows = array.reshape(-1, array.shape[-1])
-    step = max(1, _LARGEST // array.shape[-1])
+    step = max(1, LARGEST // array.shape[-1])
     parts = [_of_small(flat_rows[start : start + step]) for start in range(0, len(flat_rows), step)]
     rows = [np.inf if part.rows is None else part.rows[1] for part in parts]
     row = (-1, max(rows)) if max(rows) < np.inf else None
@@ -127,8 +127,8 @@ def _small_together(first: Range, second: Range) -> tuple[Range, Range]:
     try:
         size = math.prod(np.broadcast_shapes(*shapes))
     except ValueError:
-        size = _LARGEST + 1
-    return (first, second) if size <= _LARGEST else (flat(first), flat(second))
+        size = LARGEST + 1
+    return (first, second) if size <= LARGEST else (flat(first), flat(second))
 
 
 def _sum(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

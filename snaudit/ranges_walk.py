@@ -10,8 +10,9 @@ import onnx_ir as ir
 
 from snaudit import images, patterns
 from snaudit.bound import root_up
+from snaudit.curves import curve_of
 from snaudit.findings import Gap
-from snaudit.ranges import UNKNOWN, Range, enclosing, flat, joined, meet
+from snaudit.ranges import UNKNOWN, Range, enclosing, flat, joined, meet, multiplied
 from snaudit.rules.interface import Step
 from snaudit.walk import (
     MALFORMED,
@@ -23,6 +24,10 @@ from snaudit.walk import (
     value_of,
     where_is,
 )
+
+
+_SCALES = 1e-12
+"""More than what scales that are products of a few floats may be off by."""
 
 
 def step_of(walk: Walk, node: ir.Node) -> Step:
@@ -59,7 +64,7 @@ def note_ranges(walk: Walk, node: ir.Node, gap: Gap | None) -> None:
         if output in outputs:
             one = found[index] if index < len(found) else UNKNOWN
             one = meet(one, walk.narrower[output]) if output in walk.narrower else one
-            one = _normalized(walk, node, one)
+            one = _gated(walk, node, _normalized(walk, node, one))
             starts = walk.values[output].sources == {f"embedding {where_is(node)}"} and one.known
             walk.ranges[output] = replace(one, rests=one.rests | {table}) if starts else one
 
@@ -76,6 +81,21 @@ def _normalized(walk: Walk, node: ir.Node, one: Range) -> Range:
     found = meet(one, enclosing(-most, most))
     closer = rows is not None and (found.rows is None or (found.rows[0] == rows[0] and rows[1] < found.rows[1]))
     return replace(found, rows=rows) if closer else found
+
+
+def _gated(walk: Walk, node: ir.Node, one: Range) -> Range:
+    """The range, where a node ends a function x·g(x) written out: its image instead of the product's."""
+    if not is_default(node) or node.op_type != "Mul":
+        return one
+    for short in patterns.find(node, walk.fold, "l2", walk.model.graph.opset_imports.get("", 0)):
+        curve = None if short.gated is None else curve_of(short.gated.op, short.gated.attributes.get)
+        source = range_of(walk, short.source)
+        if curve is not None and short.gated.slack == 0.0 and source.known:
+            inner, outer = short.gated.inner, short.gated.outer / short.gated.inner
+            near = multiplied(source, enclosing(*sorted((inner * (1 - _SCALES), inner * (1 + _SCALES)))))
+            image = multiplied(curve.image(near), enclosing(*sorted((outer * (1 - _SCALES), outer * (1 + _SCALES)))))
+            one = meet(one, replace(image, rows=None, sums=None))
+    return one
 
 
 def _ranges_of(walk: Walk, node: ir.Node) -> Sequence[Range]:

@@ -32,7 +32,7 @@ LEVELS = (
      "shapes_walk", "walk", "loops", "conclusions", "cuts", "wave_cuts"),
     ("confined",),
     ("deviations",),
-    ("layers", "pairs", "patterns", "magnitudes", "attention", "heads", "tokens", "rotations"),
+    ("layers", "pairs", "patterns", "magnitudes", "attention", "gates", "heads", "tokens", "rotations"),
     ("forms", "contractions", "dequantized", "formats", "sigma", "rules", "sections", "linearized", "waves", "watched"),
     ("levers",),
     ("findings", "folding", "joint", "images", "lowered"),

@@ -18,10 +18,10 @@ from snaudit.rules.interface import Step
 
 __all__ = ["images"]
 
-Image = Callable[[Step], Range]
+Image = Callable[[Step], Range | tuple[Range, ...]]
 
 _MOVES = (
-    "Flatten", "Expand", "Tile", "DepthToSpace", "SpaceToDepth", "GatherElements", "GatherND", "TopK", "Compress",
+    "Expand", "Tile", "DepthToSpace", "SpaceToDepth", "GatherElements", "GatherND", "TopK", "Compress",
 )  # fmt: skip
 _ROWS: tuple[tuple[Image, tuple[str, ...]], ...] = (
     (entrywise.same, ("Identity", "Dropout")),
@@ -29,9 +29,11 @@ _ROWS: tuple[tuple[Image, tuple[str, ...]], ...] = (
     (entrywise.stepped, ("Floor", "Ceil", "Round")),
     (moves.selected, _MOVES),
     (moves.channelwise, ("MaxPool", "GlobalMaxPool", "GlobalAveragePool")),
-    (moves.sliced, ("Slice", "Split", "ReverseSequence")),
+    (moves.sliced, ("ReverseSequence",)),
+    (moves.cut, ("Slice",)),
+    (moves.split, ("Split",)),
     (moves.cropped, ("CenterCropPad", "Trilu")),
-    (moves.reshaped, ("Reshape", "Squeeze", "Unsqueeze")),
+    (moves.reshaped, ("Reshape", "Flatten", "Squeeze", "Unsqueeze")),
     (moves.transposed, ("Transpose",)),
     (moves.gathered, ("Gather",)),
     (moves.concatenated, ("Concat",)),
@@ -85,5 +87,7 @@ def images(step: Step) -> tuple[Range, ...]:
         return (UNKNOWN,) * count
     with np.errstate(all="ignore"):  # what leaves the floats is unbounded, and NaN says nothing
         found = find(step)
-    alike = count if step.node.op_type == "Split" else 2 if step.node.op_type in bounded.RECURRENT else 1
+    if isinstance(found, tuple):
+        return found
+    alike = 2 if step.node.op_type in bounded.RECURRENT else 1
     return tuple(found if index < alike else UNKNOWN for index in range(count))

@@ -32,6 +32,74 @@ def sliced(step: Step) -> Range:
     return enclosing(one.low.min(), one.high.max(), one.rests, one.rows, one.sums)
 
 
+def cut(step: Step) -> Range:
+    """Slice by constants with positive steps: each entry keeps its interval."""
+    one, shape = step.range(0), step.shape(0)
+    starts, ends = (_whole(step, index, name) for index, name in ((1, "starts"), (2, "ends")))
+    if shape is None or starts is None or ends is None:
+        return sliced(step)
+    axes = _whole(step, 3, "axes") if step.has(3) or step.attribute("axes") is not None else list(range(len(starts)))
+    steps = _whole(step, 4, "steps") if step.has(4) else [1] * len(starts)
+    if axes is None or steps is None or min(steps, default=1) < 1:
+        return sliced(step)
+    low, high = one.low, one.high
+    for axis, first, last, by in zip(axes, starts, ends, steps, strict=True):
+        size = shape[axis]
+        if size is None:
+            return sliced(step)
+        low, high = (_taken(end, axis % len(shape) - len(shape), size, slice(first, last, by)) for end in (low, high))
+    return enclosing(low, high, one.rests, one.rows, one.sums) if low.size and high.size else sliced(step)
+
+
+def split(step: Step) -> tuple[Range, ...]:
+    """Each part of a Split with its entries' intervals."""
+    one, shape = step.range(0), step.shape(0)
+    count = len(step.node.outputs)
+    axis = int(step.attribute("axis", 0))
+    parts = [step.output_shape(index) for index in range(count)]
+    if shape is None or shape[axis] is None or any(part is None or part[axis] is None for part in parts):
+        return (sliced(step),) * count
+    sizes, last = [part[axis] for part in parts], axis % len(shape) - len(shape)
+    if sum(sizes) != shape[axis] or 0 in sizes:
+        return (sliced(step),) * count
+    starts = [sum(sizes[:index]) for index in range(count)]
+    found = []
+    for start, size in zip(starts, sizes, strict=True):
+        ends = [_taken(end, last, shape[axis], slice(start, start + size)) for end in (one.low, one.high)]
+        found.append(enclosing(ends[0], ends[1], one.rests, one.rows, one.sums))
+    return tuple(found)
+
+
+def _taken(end: np.ndarray, axis: int, size: int, part: slice) -> np.ndarray:
+    """A part of the axis (< 0) of that size, where an array of ends has it written out."""
+    if -axis > end.ndim or end.shape[axis] != size:
+        return end
+    return end[(..., part, *(slice(None),) * (-axis - 1))]
+
+
+def _whole(step: Step, index: int, name: str) -> list[int] | None:
+    """Integers from an attribute or a constant input; None where they are not known."""
+    told = step.attribute(name)
+    if told is None and step.has(index):
+        array = step.constant(index)
+        told = None if array is None else array.ravel().tolist()
+    return None if told is None else [int(v) for v in told]
+
+
+def _rearranged(one: Range, before: tuple[int | None, ...], after: tuple[int | None, ...]) -> Range:
+    """The range of the same entries in another shape, an open first size being the same; one interval otherwise."""
+    open_batch = before[:1] == after[:1] == (None,)
+    old, new = ((1, *shape[1:]) if open_batch else shape for shape in (before, after))
+    if None in old or None in new or not 0 < math.prod(old) == math.prod(new) <= ranges.LARGEST:
+        return flat(one)
+    ends = []
+    for end, least in ((one.low, np.min), (one.high, np.max)):
+        if open_batch and end.ndim == len(before) and end.shape[0] != 1:
+            end = least(end, axis=0, keepdims=True)
+        ends.append(np.broadcast_to(end, old).reshape(new))
+    return enclosing(ends[0], ends[1], one.rests)
+
+
 def cropped(step: Step) -> Range:
     return with_zero(flat(step.range(0)))
 
@@ -40,8 +108,8 @@ def reshaped(step: Step) -> Range:
     """A last axis that is cut into pieces leaves each at most the whole's norm; one that is joined from m
     pieces has √m times a piece's. (Rows lie one after another in memory.)"""
     one = step.range(0)
-    plain = flat(one)
     before, after = step.shape(0), step.output_shape()
+    plain = _rearranged(one, before, after) if before and after and one.bounded else flat(one)
     if one.rows is None or one.rows[0] != -1 or not before or not after:
         return plain
     old, new = before[-1], after[-1]

@@ -1,0 +1,76 @@
+"""Gates as exporters write them: above every Jacobian that a search finds, below what suprema over all entries give."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from graphs import composed, function_of, make_model, norms_of
+from onnx import helper
+from test_attention_forms import climbed
+
+N, D, H = 2, 3, 5
+
+
+def node(op: str, inputs: str, outputs: str = "y", **attributes: Any) -> onnx.NodeProto:
+    return helper.make_node(op, inputs.split(), outputs.split(), name=f"at {outputs.split()[0]}", **attributes)
+
+
+GATES: dict[str, tuple[list[onnx.NodeProto], tuple[str, ...]]] = {
+    "SwiGLU": ([node("MatMul", "x W", "z"), node("Sigmoid", "z", "s"), node("Mul", "z s", "f"), node("MatMul", "x V", "g"),
+                node("Mul", "f g")], ("x",)),
+    "ReGLU, packed": ([node("MatMul", "x WV", "p"), node("Add", "p b", "q"), node("Split", "q z g", axis=-1, num_outputs=2),
+                       node("Relu", "z", "f"), node("Mul", "g f")], ("x",)),
+    "sigmoid of another": ([node("MatMul", "x W", "z"), node("Sigmoid", "z", "f"), node("MatMul", "u V", "g"),
+                            node("Mul", "f g")], ("x", "u")),
+    "square": ([node("MatMul", "x W", "z"), node("Tanh", "z", "f"), node("Mul", "f z")], ("x",)),
+    "of other tokens": ([node("MatMul", "x W", "z"), node("Gather", "z back", "f", axis=1), node("MatMul", "x V", "g"),
+                         node("Mul", "f g")], ("x",)),
+}  # fmt: skip
+GATES["ReGLU, packed"][0][2].CopyFrom(node("Split", "q", "z g", axis=-1, num_outputs=2))
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("kind", GATES)
+def test_no_jacobian_on_a_box_is_above(kind: str, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    nodes, inputs = GATES[kind]
+    rows = 10.0 ** rng.uniform(-1, 0.5, H)
+    weights = {"W": rng.standard_normal((D, H)) * rows, "V": rng.standard_normal((D, H)) / rows, "back": np.array([1, 0])}
+    weights |= {"WV": np.concatenate([weights["W"], weights["V"]], axis=1), "b": rng.standard_normal(2 * H)}
+    used = {i for n in nodes for i in n.input}
+    model = make_model(nodes, {name: (1, N, D) for name in inputs}, {k: v for k, v in weights.items() if k in used}, opset=18)
+    radius, middle = 10.0 ** rng.uniform(-1.5, 0.5), float(rng.normal())
+    norms = {n.output[0]: norms_of(weights[n.input[1]]) for n in nodes if n.op_type == "MatMul"}
+    found = composed(model, operators=norms, box=dict.fromkeys(inputs, (middle - radius, middle + radius)))
+    assert any("box of x" in text for text in found.assumptions)
+    ends = (np.full(N * D * len(inputs), middle + sign * radius) for sign in (-1, 1))
+    seen = climbed(function_of(model)[0], *ends, rng)
+    assert seen <= found.bound.upper * (1 + 1e-5)
+    if kind != "of other tokens":
+        assert "gate" in [name for name, _ in found.contributions] and found.bound.upper <= (20 if kind == "square" else 6) * seen
+    else:
+        assert "gate" not in [name for name, _ in found.contributions]
+
+
+def test_a_square_attains_its_bound() -> None:
+    """(u + 1)·(u + 1) on [0, 1], as a product of two maps: the slope 4 at its end."""
+    weights = {"W": np.eye(D), "one": np.ones(D)}
+    nodes = [node("MatMul", "x W", "z"), node("Add", "z one", "f"), node("MatMul", "x W", "v"), node("Add", "v one", "g"),
+             node("Mul", "f g")]  # fmt: skip
+    norms = {name: norms_of(np.eye(D)) for name in ("z", "v")}
+    found = composed(make_model(nodes, {"x": (1, N, D)}, weights), operators=norms, box={"x": (0.0, 1.0)}).bound.upper
+    assert 4.0 <= found <= 4.0 * (1 + 1e-8)
+
+
+def test_each_entry_counts_with_its_own_range() -> None:
+    """A large row meets a small factor only: the suprema over all entries would give a hundred times as much."""
+    big = np.diag([100.0, 0.01, 1.0])
+    small = np.diag([0.01, 100.0, 1.0])
+    nodes = [node("MatMul", "x W", "f"), node("MatMul", "x V", "g"), node("Mul", "f g")]
+    norms = {"f": norms_of(big), "g": norms_of(small)}
+    model = make_model(nodes, {"x": (1, N, D)}, {"W": big, "V": small})
+    found = composed(model, operators=norms, box={"x": (-1.0, 1.0)}).bound.upper
+    assert 2.0 <= found <= 2.0 * (1 + 1e-8)

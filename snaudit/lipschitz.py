@@ -22,7 +22,7 @@ from snaudit.quantized_nodes import picked_rows, source_of
 from snaudit.ranges import UNKNOWN, Range
 from snaudit.ranges_walk import note_ranges, step_of
 from snaudit.rules import quantized
-from snaudit.rules.interface import CONSTANT, Unbounded, Value, through, unmeasured
+from snaudit.rules.interface import CONSTANT, SURROGATE, Unbounded, Value, through, unmeasured
 from snaudit.shapes_walk import note_shapes
 from snaudit.walk import (
     MALFORMED,
@@ -119,7 +119,7 @@ def compose(
         walk = _again(walk, only=pair.only, prior=prior)
         order = _walked(walk, pair, stated)
     found = _conclude(walk, order, pair)
-    if quantized.SURROGATE in found.assumptions and found.bound.bounded:
+    if SURROGATE in found.assumptions and found.bound.bounded:
         found = replace(found, assumptions=(*found.assumptions, _rounding(walk, order, pair.outputs)))
     return found if not found.gaps else replace(found, partials=tuple(_partials(walk, stated, pair.outputs)))
 
@@ -285,7 +285,7 @@ def _dynamically_quantized(walk: Walk, node: ir.Node) -> Iterator[Shortcut]:
     norm = exactly(1.0, "identity") if node.op_type == "DequantizeLinear" else walk.operators.get(output)
     if norm is not None and norm.bounded:
         bound = at_most(norm.upper, norm.method, Grade.ASSUMED)
-        yield Shortcut(output, source, bound, walk.names.get(output) or where_is(node), (quantized.SURROGATE,))
+        yield Shortcut(output, source, bound, walk.names.get(output) or where_is(node), (SURROGATE,))
 
 
 def _judge(walk: Walk, node: ir.Node, reads: list[ir.Value], known: list[Value]) -> tuple[Value, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,9 @@ import pytest
 from graphs import Function, composed, function_of, jacobian, make_model
 from onnx import helper
 
+import snaudit
 from snaudit.rules import recurrent
+from snaudit.rules.interface import SURROGATE
 
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 T, INPUTS, HIDDEN = 4, 3, 2
@@ -192,3 +195,38 @@ def test_what_has_no_constant_is_refused() -> None:
         assert gap.where == "node" and gap.op == op and gap.reason and gap.remedy
     assert composed(network("LSTM"), "linf").gaps and not composed(network("LSTM")).gaps
     assert np.isfinite(composed(network("LSTM", sizes=("steps", 3, 2), lens=[3])).bound.upper)
+
+
+@pytest.mark.parametrize("direction", ["forward", "bidirectional"])
+@pytest.mark.parametrize("columns", [False, True])
+def test_a_dynamically_quantized_lstm_is_the_lstm_of_its_real_weights(direction: str, columns: bool, tmp_path: Path) -> None:
+    """Same bound, ASSUMED since it rounds its input and state; and those weights are what onnxruntime computes with."""
+    rng = np.random.default_rng(3)
+    count, steps, n, h = 1 + (direction == "bidirectional"), 3, 5, 4
+    weights: dict[str, np.ndarray] = {"B": (rng.standard_normal((count, 8 * h)) / 4).astype(np.float32)}
+    real = {}
+    for name, inputs in (("W", n), ("R", h)):
+        shape = (count, 4 * h) if columns else (count,)
+        scale = rng.uniform(0.002, 0.006, shape).astype(np.float32)
+        codes = rng.integers(-128, 128, (count, inputs, 4 * h)).astype(np.int8)
+        zero = np.zeros(shape, np.int8) if columns else np.full(shape, 3, np.int8)
+        grid = (count, 1, 4 * h) if columns else (count, 1, 1)
+        real[name] = ((codes - zero.reshape(grid).astype(float)) * scale.reshape(grid)).transpose(0, 2, 1)
+        weights |= {name: codes, f"{name}s": scale, f"{name}z": zero}
+    node = helper.make_node("DynamicQuantizeLSTM", ["X", "W", "R", "B", "", "", "", "", "Ws", "Wz", "Rs", "Rz"], ["Y", "Y_h"],
+                            domain="com.microsoft", hidden_size=h, direction=direction)  # fmt: skip
+    plain = helper.make_node("LSTM", ["X", "W", "R", "B"], ["Y", "Y_h"], hidden_size=h, direction=direction)
+    made = {}
+    for one, arrays in ((node, weights), (plain, real | {"B": weights["B"]})):
+        made[one.op_type] = make_model([one], {"X": (steps, 1, n)}, arrays, ("Y", "Y_h"), dtype="float32")
+    own, other = made["DynamicQuantizeLSTM"], made["LSTM"]
+    own.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    x = rng.standard_normal(steps * n)
+    assert np.abs(function_of(own)[0](x) - function_of(other)[0](x)).max() < 0.03
+    bounds = []
+    for model in (own, other):
+        onnx.save(model, tmp_path / "m.onnx")
+        bounds.append(snaudit.audit(tmp_path / "m.onnx").network)
+    assert bounds[0].bound.upper == pytest.approx(bounds[1].bound.upper, rel=1e-6)  # the plain one's weights are float32
+    assert bounds[0].bound.grade is snaudit.Grade.ASSUMED and SURROGATE in bounds[0].assumptions
+    assert any("not known" in sentence for sentence in bounds[0].assumptions)  # what rounding adds

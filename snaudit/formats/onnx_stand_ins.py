@@ -24,6 +24,7 @@ _STAND_INS: dict[str, tuple[str, tuple[int, ...], tuple[str, ...]]] = {
     "FastGelu": ("Identity", (0,), ()),
     "QuickGelu": ("Identity", (0,), ()),
     "RotaryEmbedding": ("Identity", (0,), ()),
+    "DynamicQuantizeLSTM": ("LSTM", (0, 1, 2), ("hidden_size", "direction")),
 }
 """Op of com.microsoft: the op of equal shapes, which inputs it is given, which attributes."""
 _NOT_YET = {"LayerNormalization": 17, "SimplifiedLayerNormalization": 1 << 30, "Trilu": 14}
@@ -80,6 +81,7 @@ def _stand_in(node: onnx.NodeProto, opset: int) -> onnx.NodeProto | None:
         op, chosen, attributes = _STAND_INS[node.op_type]
     else:
         return None
-    made = onnx.helper.make_node(op, [node.input[i] for i in chosen if i < len(node.input)], list(node.output[:1]))
+    outputs = list(node.output[: 3 if op == "LSTM" else 1])
+    made = onnx.helper.make_node(op, [node.input[i] for i in chosen if i < len(node.input)], outputs)
     made.attribute.extend(a for a in node.attribute if a.name in attributes)
     return made

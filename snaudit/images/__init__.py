@@ -76,6 +76,7 @@ _ROWS: tuple[tuple[Image, tuple[str, ...]], ...] = (
     (entrywise.rectified, ("ThresholdedRelu",)),
 )  # fmt: skip
 _TABLE: dict[tuple[str, str], Image] = {("", op): find for find, ops in _ROWS for op in ops}
+_TABLE[(MICROSOFT, "DynamicQuantizeLSTM")] = bounded.recurrent
 _TABLE |= {(MICROSOFT, op): entrywise.curve for op in ("Gelu", "FastGelu", "QuickGelu")}
 
 
@@ -89,5 +90,5 @@ def images(step: Step) -> tuple[Range, ...]:
         found = find(step)
     if isinstance(found, tuple):
         return found
-    alike = 2 if step.node.op_type in bounded.RECURRENT else 1
+    alike = 2 if find is bounded.recurrent else 1
     return tuple(found if index < alike else UNKNOWN for index in range(count))

@@ -18,11 +18,6 @@ def _refusing(reason: str, remedy: str, code: str) -> Callable[[Step], tuple[Val
     return rule
 
 
-recurrent = _refusing(
-    "multiplies gates by states over a number of steps that the model does not fix",
-    "bound the sequence's length and the state, or audit the model without its recurrent part",
-    "recurrent",
-)
 attention = _refusing(
     "multiplies queries, keys and values that all depend on the network's input: without a bound on the tokens it "
     "has no constant (Kim, Papamakarios & Mnih 2021)",
@@ -38,7 +33,6 @@ gated = _refusing(
 ROWS: tuple[Row, ...] = (
     Row("Attention", attention, "∞", "attention on a ball (docs/mathematics.md)",
         "finite in l2 as a whole: tokens behind a norm or on a range, constant masks"),
-    Row("DynamicQuantizeLSTM", recurrent, "∞", "none without a length", domain="com.microsoft"),
     Row("RotaryEmbedding", gated, "∞", "none yet"),
     Row("SwiGLU", gated, "∞", "none without a range"),
     *(

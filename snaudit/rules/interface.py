@@ -46,6 +46,12 @@ class Value:
         return not self.sources and self.jumps is None
 
 
+SURROGATE = (
+    "the quantizers do not round: with rounding the function jumps and has no Lipschitz constant, and the "
+    "number is that of the function without"
+)
+"""What a Value assumes that rests on quantizers."""
+
 CONSTANT = Value(exactly(0.0, "constant"))
 
 

@@ -26,12 +26,8 @@ from snaudit.bound import Bound, Grade, at_most, chain, root_up, scaled, sum_up,
 from snaudit.broadcasting import dims, spread
 from snaudit.domains import is_known
 from snaudit.gains import copies, diagonal, means, outward
-from snaudit.rules.interface import Row, Step, Unbounded, Value, through
+from snaudit.rules.interface import SURROGATE, Row, Step, Unbounded, Value, through
 
-SURROGATE = (
-    "the quantizers do not round: with rounding the function jumps and has no Lipschitz constant, and the "
-    "number is that of the function without"
-)
 _INTEGERS = ("int2", "uint2", "int4", "uint4")
 _AUDIT = "audit the model before quantization"
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from snaudit.bound import Grade, at_most, root_sum_squares_up
 from snaudit.gains import non_negative
 from snaudit.ranges import Range
 from snaudit.rounding import SAFE, TINY, U, frobenius_up
-from snaudit.rules.interface import Row, Step, Unbounded, Value, through, within
+from snaudit.rules.interface import SURROGATE, Row, Step, Unbounded, Value, through, within
 
 _SLACK = 1.0 + 2.0**-30
 """More than what a row's entry can lose: each step rounds it less than 32 times, over at most 2¹⁵ steps."""
@@ -35,6 +35,7 @@ _REACH = ((math.sqrt(5.0) - 1.0) / 2.0) ** 2.5 * (1.0 + 2.0**-40)
 _SLOPES = {"tanh": 1.0, "relu": 1.0, "sigmoid": 0.25, "softsign": 1.0, "softplus": 1.0}
 _DEFAULTS = {"LSTM": ["sigmoid", "tanh", "tanh"], "GRU": ["sigmoid", "tanh"]}
 _GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
+_QUANTIZED = "DynamicQuantizeLSTM"
 
 
 @dataclass(slots=True)
@@ -89,7 +90,7 @@ def recurrent(step: Step) -> tuple[Value, ...]:
     sigmoid, softsign, softplus); clipping what enters them never raises a slope. No constant for coupled gates
     (input_forget). Loose over many steps: each step is taken at its steepest.
     """
-    op = step.node.op_type
+    op = _kind(step)
     if step.norm != "l2":
         raise Unbounded(f"{op} has a rule in l2 only", "use --norm l2", "no-rule")
     if any(i in step.varying for i in (1, 2, 3, 7)):
@@ -105,6 +106,19 @@ def recurrent(step: Step) -> tuple[Value, ...]:
         tables = [_STEPS[op](one, case, sizes) for one in directions]
         found = tuple(_output(step, tables, index, sizes.grade) for index in range(len(step.node.outputs)))
     return tuple(within(value, *hidden[1], *cell[1]) for value in found)
+
+
+def quantized(step: Step) -> tuple[Value, ...]:
+    """As `recurrent`, of the LSTM with the real weights (q − z)·s that the codes stand for, where no activation
+    is rounded (onnxruntime rounds x_t and h_{t−1} at each step); what that adds is not followed."""
+    if step.errors:
+        reason = "what rounding at each step of DynamicQuantizeLSTM adds is not followed"
+        raise Unbounded(reason, "audit the model before quantization", "quantized")
+    found = recurrent(step)
+    return tuple(
+        replace(value, lip=replace(value.lip, grade=Grade.ASSUMED), assumes=(*value.assumes, SURROGATE), part=None)
+        for value in found
+    )
 
 
 def _output(step: Step, tables: list[_Table], index: int, grade: Grade) -> Value:
@@ -223,6 +237,10 @@ def _rnn(one: _Direction, case: _Case, sizes: _Sizes) -> _Table:
     return eta, kappa
 
 
+def _kind(step: Step) -> str:
+    return "LSTM" if step.node.op_type == _QUANTIZED else step.node.op_type
+
+
 def _rows(case: _Case) -> _Table:
     shape = (case.length, case.length + 2)
     return np.zeros(shape), np.zeros(shape)
@@ -256,7 +274,7 @@ def _length(step: Step) -> int:
 
 def _start(step: Step, slot: int) -> tuple[float, tuple[Range, ...]]:
     """(sup of an initial state's entries, the ranges that it rests on); 0 where there is none."""
-    needed = slot == (6 if step.node.op_type == "LSTM" else 5) and step.node.op_type != "RNN"
+    needed = slot == (6 if _kind(step) == "LSTM" else 5) and _kind(step) != "RNN"
     if not step.has(slot) or not needed:
         return 0.0, ()
     constant = None if slot in step.varying else step.constant(slot)
@@ -277,8 +295,11 @@ def _is_backward(step: Step, direction: int) -> bool:
 
 def _directions(step: Step) -> list[_Direction]:
     """The weights of each direction. Unbounded where they are no constants, or the activations have no rule."""
-    op, count = step.node.op_type, _GATES[step.node.op_type]
-    w, r = (_weight(step, index, 3) for index in (1, 2))
+    op, count = _kind(step), _GATES[_kind(step)]
+    if step.node.op_type == _QUANTIZED:
+        w, r = (_dequantized(step, *slots) for slots in ((1, 8, 9), (2, 10, 11)))
+    else:
+        w, r = (_weight(step, index, 3) for index in (1, 2))
     size = r.shape[2]
     bias = _weight(step, 3, 2) if step.has(3) else np.zeros((len(w), 2 * count * size))
     peepholes = _weight(step, 7, 2) if step.has(7) else np.zeros((len(w), 3 * size))
@@ -310,9 +331,23 @@ def _weight(step: Step, index: int, rank: int) -> np.ndarray:
     return array
 
 
+def _dequantized(step: Step, codes: int, scale: int, zero: int) -> np.ndarray:
+    """(q − z)·s of codes (directions, inputs, 4·hidden), as (directions, 4·hidden, inputs); exact in float64: nine
+    bits times a float32. s and z have one entry for each direction, or for each of its columns."""
+    q, s, z = (step.constant(index) for index in (codes, scale, zero))
+    if q is None or s is None or z is None or q.ndim != 3 or q.dtype not in (np.int8, np.uint8):
+        reason = f"a weight of {step.node.op_type} is no constant of 8-bit codes with scale and zero point"
+        raise Unbounded(reason, "store all three in the model", "unmeasured-weight")
+    grids = [(len(q), 1, -1) if one.shape in ((len(q),), (len(q), q.shape[2])) else None for one in (s, z)]
+    if None in grids or s.dtype != np.float32 or not np.isfinite(s).all():
+        raise Unbounded(f"a scale of {step.node.op_type} does not fit its codes", "repair the model", "bad-constant")
+    real = (q.astype(np.float64) - z.reshape(grids[1]).astype(np.float64)) * s.reshape(grids[0]).astype(np.float64)
+    return np.ascontiguousarray(real.transpose(0, 2, 1))
+
+
 def _slopes(step: Step, directions: int) -> list[float]:
     """Each direction's largest slope (RNN); refuses activations other than the defaults (LSTM, GRU)."""
-    op = step.node.op_type
+    op = _kind(step)
     names = [name.decode() if isinstance(name, bytes) else name for name in step.attribute("activations", [])]
     names = [name.lower() for name in names]
     if op == "RNN":
@@ -331,4 +366,6 @@ ROWS: tuple[Row, ...] = (
     Row("LSTM", recurrent, "‖step-by-step gains‖ (l2 only)", "|c_t| ≤ |c₀| + t; Minkowski", "known sequence length"),
     Row("GRU", recurrent, "‖step-by-step gains‖ (l2 only)", "|h| ≤ max(1, |h₀|); Minkowski", "known sequence length"),
     Row("RNN", recurrent, "‖Σ(s‖R‖)ᵏ·s‖W‖‖ (l2 only)", "Jacobian of each step", "known sequence length"),
+    Row(_QUANTIZED, quantized, "‖step-by-step gains‖ (l2 only)", "as LSTM, of the real weights",
+        "known sequence length; without rounding", domain="com.microsoft"),
 )

@@ -28,7 +28,7 @@ HEAVY = {"torch", "onnxruntime"}
 
 
 def scripted(module: nn.Module, path: Path, *inputs: Any, trace: bool = True) -> Path:
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), torch.no_grad():  # where torch fuses attention
         warnings.simplefilter("ignore")  # torch deprecates TorchScript; its files live on
         made = torch.jit.trace(module.eval(), inputs, check_trace=False) if trace else torch.jit.script(module.eval())
         made.save(str(path))
@@ -62,6 +62,30 @@ class Attending(nn.Module):
         scores = q @ k.transpose(-2, -1) * (d // 2) ** -0.5
         scores = scores.masked_fill(torch.ones(n, n).triu(1) == 1, float("-inf"))
         return x + self.out((scores.softmax(-1) @ v).transpose(1, 2).reshape(b, n, d))
+
+
+class Heads(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.heads = nn.LayerNorm(8), nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.norm(x)
+        return x + self.heads(y, y, y, need_weights=False)[0]
+
+
+class Cell(nn.Module):
+    """Steps written out, whose gates are parts of one product, written into in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell, self.head = nn.GRUCell(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = torch.zeros(x.size(0), 4)
+        for t in range(x.size(1)):
+            h = self.cell(x[:, t], h)
+        return self.head(h)
 
 
 class Unet(nn.Module):
@@ -109,8 +133,24 @@ class Steps(nn.Module):
 MODULES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "residual": (Residual, (1, 2, 6, 6)), "attention": (Attending, (2, 5, 8)), "unet": (Unet, (1, 2, 8, 8)),
     "lstm": (lambda: Recurrent("lstm"), (2, 5, 3)), "gru": (lambda: Recurrent("gru"), (2, 5, 3)),
-    "rnn": (lambda: Recurrent("rnn"), (2, 5, 3)), "mlp": (lambda: nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 2)), (3, 4)),
+    "rnn": (lambda: Recurrent("rnn"), (2, 5, 3)), "heads": (Heads, (1, 5, 8)),
+    "encoder": (lambda: nn.TransformerEncoderLayer(8, 2, 16, activation="gelu", batch_first=True, norm_first=True), (1, 5, 8)),
+    "mlp": (lambda: nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 2)), (3, 4)),
 }  # fmt: skip
+
+
+def test_fused_layers_and_cells(tmp_path: Path) -> None:
+    """Those whose bound is a gap: attention without a norm before it; those of cells written out are products."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    model = agree(layer, tmp_path / "m.pt", rand(2, 5, 8))
+    assert all(node.domain == "" for node in model.graph.graph)
+    agree(Cell(), tmp_path / "m.pt", rand(2, 3, 3))
+    agree(Cell(), tmp_path / "m.pt", rand(2, 3, 3), trace=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        normed = nn.utils.spectral_norm(nn.Linear(4, 3))
+    agree(normed, tmp_path / "m.pt", rand(2, 4))
 
 
 @pytest.mark.parametrize("trace", [True, False], ids=["traced", "scripted"])

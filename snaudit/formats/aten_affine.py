@@ -325,6 +325,8 @@ AFFINE: dict[str, Translator] = {
     "convolution.default": _convolution,
     "_convolution.default": _convolution_tuned,
     "baddbmm.default": _baddbmm,
+    "dot.default": lambda w, self, tensor: _product(w, self, tensor),
+    "vdot.default": lambda w, self, other: _product(w, self, other),
     "mv.default": lambda w, self, vec: _product(w, self, vec),
     "_weight_norm.default": _weight_norm,
     "conv_transpose1d.default": _conv_transpose,

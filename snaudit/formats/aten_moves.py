@@ -295,6 +295,8 @@ MOVES: dict[str, Translator] = {
     "split.Tensor": _split,
     "split_with_sizes.default": _split_with_sizes,
     "chunk.default": _chunk,
+    "unsafe_chunk.default": _chunk,
+    "unsafe_split.Tensor": _split,
     "unbind.int": _unbind,
     "expand.default": _expand,
     "to.dtype": _cast,

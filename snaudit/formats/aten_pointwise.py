@@ -249,6 +249,13 @@ def _raised(w: Writer, self: Any, exponent: Any) -> None:
     w.last("Pow", _pair(w, self, exponent))
 
 
+def _lerp(w: Writer, self: Any, end: Any, weight: Any) -> None:
+    """self + weight·(end − self)."""
+    if w.real(self) != w.real(end):
+        raise Untranslated("operands of two dtypes")
+    w.last("Add", [self, w.add("Mul", [w.add("Sub", [end, self]), w.scalar(weight, self)])])
+
+
 def _scaled(op: str, w: Writer, self: Any, tensor1: Any, tensor2: Any, value: Any = 1) -> None:
     """self + value·(tensor1 · or ÷ tensor2)."""
     if len({w.real(one) for one in (self, tensor1, tensor2)}) != 1:
@@ -292,6 +299,7 @@ POINTWISE: dict[str, Translator] = {
     "pow.Tensor_Tensor": _raised,
     "addcmul.default": partial(_scaled, "Mul"),
     "addcdiv.default": partial(_scaled, "Div"),
+    "lerp.Scalar": _lerp,
     "max.other": partial(_binary, "Max"),
     "min.other": partial(_binary, "Min"),
     "rms_norm.default": _rms_norm,

@@ -103,6 +103,18 @@ def _simple(
     )
 
 
+def _gru_cell(w: Writer, input: Any, hx: Any, w_ih: Any, w_hh: Any, b_ih: Any = None, b_hh: Any = None) -> None:
+    """One step of a GRU: a sequence of length 1."""
+    if w.rank(input) != 2 or w.rank(hx) != 2 or (b_ih is None) != (b_hh is None):
+        raise Untranslated("a cell of another form")
+    if len({w.real(one) for one in (input, hx, w_ih, w_hh)}) != 1:
+        raise Untranslated("operands of two dtypes")
+    x, h = (w.add("Unsqueeze", [one, w.ints([0])]) for one in (input, hx))
+    weights = [w_ih, w_hh] if b_ih is None else [w_ih, w_hh, b_ih, b_hh]
+    end = _layer(w, "GRU", x, [h], weights, w.size(w_hh, 1), 1, {"linear_before_reset": 1})[1]
+    w.last("Squeeze", [end, w.ints([0])])
+
+
 def _cell(w: Writer, input: Any, hx: Any, w_ih: Any, w_hh: Any, b_ih: Any = None, b_hh: Any = None) -> None:
     """One step of an LSTM: a sequence of length 1."""
     states = tensors(hx)
@@ -124,4 +136,5 @@ RECURRENT: dict[str, Translator] = {
     "rnn_tanh.input": partial(_simple, "RNN", "Tanh"),
     "rnn_relu.input": partial(_simple, "RNN", "Relu"),
     "lstm_cell.default": _cell,
+    "gru_cell.default": _gru_cell,
 }

@@ -22,6 +22,7 @@ from onnx import helper
 
 from snaudit.errors import UnreadableModel
 from snaudit.formats.aten_affine import AFFINE
+from snaudit.formats.aten_attention import ATTENTION
 from snaudit.formats.aten_calls import DOMAIN, OPSET, Ref, Untranslated, Writer
 from snaudit.formats.aten_made import MADE
 from snaudit.formats.aten_moves import COPIES, MOVES
@@ -41,7 +42,7 @@ from snaudit.formats.onnx_tensors import DTYPES as ONNX_DTYPES
 from snaudit.formats.onnx_weights import MARK
 from snaudit.model import Tensor
 
-TRANSLATORS: dict[str, Translator] = POINTWISE | AFFINE | RECURRENT | MOVES | COPIES | SUMS | MADE
+TRANSLATORS: dict[str, Translator] = POINTWISE | AFFINE | ATTENTION | RECURRENT | MOVES | COPIES | SUMS | MADE
 VIEWS = frozenset(MOVES) | {
     "contiguous.default", "alias.default", "detach.default", "dropout.default", "feature_dropout.default",
     "alpha_dropout.default",

@@ -277,6 +277,12 @@ WRITERS = frozenset(["_batch_norm_with_update", "_cummax_helper", "_cummin_helpe
 """Ops that write into an input (normalizations where they train) and are not named for it."""
 
 
+_PARTS = frozenset(
+    ("chunk.default", "split.Tensor", "split_with_sizes.default", "unbind.int", "unsafe_chunk.default", "unsafe_split.Tensor")
+)
+"""Ops whose outputs are parts of their input that share no number with each other."""
+
+
 def may_write(call: Call) -> bool:
     """Whether an op that nobody translated may write into one of its inputs, by what ATen's schemas say."""
     return call.by_keyword or call.target.partition(".")[0] in WRITERS
@@ -287,7 +293,8 @@ def functional(program: Program, pure: frozenset[str], views: frozenset[str]) ->
 
     pure: ops whose outputs are new; views: those whose outputs may share their input's numbers. A
     write is unseen if its target was made by a pure op, was read before by pure ops only, and is read
-    by nobody later. Raises NotTaken for any other.
+    by nobody later. A part of what a pure op made and nobody else reads is like what one made: parts do not
+    overlap. Raises NotTaken for any other.
     """
     makers: dict[str, Call] = {}
     readers = Counter(name for call in program.calls for name in call.reads)
@@ -323,6 +330,11 @@ def _check_unseen(
     name = target.name if isinstance(target, Ref) else ""
     maker, seen = makers.get(name), before.get(name, [])
     own = sum(read == name for read in call.reads)
+    if maker is not None and maker.target in _PARTS:
+        whole = maker.args.get("self", maker.args.get("tensor"))
+        base = whole.name if isinstance(whole, Ref) else ""
+        alone = readers[base] == 1 and base not in program.outputs
+        maker = makers.get(base) if alone else None
     fine = (
         function in pure
         and function not in views

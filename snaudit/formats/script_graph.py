@@ -321,12 +321,7 @@ def script_graph(model: Model, script: Script, sizes: tuple[tuple[str | None, tu
     """
     integers: set[str] = set()
     try:
-        for _ in range(2):
-            tracer = _Tracer(model.tensors)
-            program, written = _program(tracer, script, sizes, integers)
-            if tracer.indices & set(program.inputs) <= integers:
-                break
-            integers = tracer.indices & set(program.inputs)
+        program, written = _program(_Tracer(model.tensors), script, sizes, integers)
         found = program_graph(model.path, _alive(functional(program, PURE, VIEWS)), model.tensors, ())
     except NotTaken as error:
         return Translated(None, (f"its graph is not read: {error}",))
@@ -342,6 +337,22 @@ def script_graph(model: Model, script: Script, sizes: tuple[tuple[str | None, tu
 
 
 def _program(
+    tracer: _Tracer, script: Script, sizes: tuple[tuple[str | None, tuple[int, ...]], ...], integers: set[str]
+) -> tuple[Program, list[str]]:
+    """The program on real inputs, and what it wrote; those taken for indices become integers, and are noted."""
+    try:
+        found = _followed(tracer, script, sizes, integers)
+    except NotTaken:
+        if not tracer.indices & set(tracer.inputs) - integers:
+            raise
+    wanted = tracer.indices & set(tracer.inputs) - integers
+    if not wanted:
+        return found
+    integers |= wanted
+    return _program(_Tracer(tracer.tensors), script, sizes, integers)
+
+
+def _followed(
     tracer: _Tracer, script: Script, sizes: tuple[tuple[str | None, tuple[int, ...]], ...], integers: set[str]
 ) -> tuple[Program, list[str]]:
     objects = _Objects(tracer)

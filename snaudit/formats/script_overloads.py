@@ -24,7 +24,7 @@ _MADE = {
     "sort.default": 2, "native_layer_norm.default": 3, "native_batch_norm.default": 3, "native_group_norm.default": 3,
     "max_pool1d_with_indices.default": 2, "max_pool2d_with_indices.default": 2, "max_pool3d_with_indices.default": 2,
     "adaptive_max_pool1d.default": 2, "adaptive_max_pool2d.default": 2, "adaptive_max_pool3d.default": 2,
-    "_native_batch_norm_legit_no_training.default": 3,
+    "_native_batch_norm_legit_no_training.default": 3, "_native_multi_head_attention.default": 2,
 }  # fmt: skip
 """Outputs of ops that return a tuple."""
 
@@ -74,7 +74,7 @@ def count_of(target: str, named: Mapping[str, Any], claims: Mapping[str, Claim],
     """How many tensors a call makes; None for one that is no list. Unknown ops: as many as are taken."""
     if target in _MADE:
         return _MADE[target]
-    parts = {"split.Tensor": _split, "split_with_sizes.default": _listed, "chunk.default": _chunks, "unbind.int": _unbound}
+    parts = {"unsafe_chunk.default": _chunks, "unsafe_split.Tensor": _split, "split.Tensor": _split, "split_with_sizes.default": _listed, "chunk.default": _chunks, "unbind.int": _unbound}
     if target in parts:
         return parts[target](named, claims)
     if target in TRANSLATORS:

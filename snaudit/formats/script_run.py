@@ -214,6 +214,11 @@ class Runner:
         items = [self.value(item, local) for item in one.elts]
         return checked(tuple(items) if isinstance(one, ast.Tuple) else items)
 
+    def _dict(self, one: ast.Dict, local: Mapping[str, Any]) -> dict[str, Any]:
+        if one.keys:
+            raise NotTaken("a table of values")
+        return {}
+
     def _subscript(self, one: ast.Subscript, local: Mapping[str, Any]) -> Any:
         owner = self.value(one.value, local)
         if type(owner) not in (list, tuple):
@@ -266,7 +271,8 @@ class Runner:
         if any(isinstance(one, (Unset, Callee)) for one in (*args, *keywords.values())):
             raise NotTaken("it computes with what has no value")
         if space == "ops.prim" and op == "RaiseException":
-            raise NotTaken("it refuses an input of that size")
+            told = next((one for one in args if type(one) is str), "")
+            raise NotTaken(f"it refuses this input: {told[:200]}")
         tensor = any(isinstance(one, Ref) for one in args[:2])
         if op in ON_ANYTHING or (op in PLAIN and not tensor):
             return applied(op, args, keywords)
@@ -331,5 +337,5 @@ _STATEMENTS: dict[str, Callable[..., None]] = {
 }  # fmt: skip
 _EXPRESSIONS: dict[str, Callable[..., Any]] = {
     "Constant": Runner._constant, "Name": Runner._name, "Attribute": Runner._attribute, "List": Runner._list,
-    "Tuple": Runner._list, "Subscript": Runner._subscript, "UnaryOp": Runner._unary,
+    "Tuple": Runner._list, "Dict": Runner._dict, "Subscript": Runner._subscript, "UnaryOp": Runner._unary,
 }  # fmt: skip

@@ -99,8 +99,15 @@ def _integral(function: Callable[[Any], Any]) -> Callable[[Any], int]:
     return applied
 
 
+def _formatted(text: str, *parts: Any) -> str:
+    """What torch's `format` gives, for messages: sizes and numbers in the places of {}."""
+    for part in parts:
+        text = text.replace("{}", str(part)[:200] if type(part) in (int, float, str, bool, list) else "?", 1)
+    return text[:_MOST_TEXT]
+
+
 def _length(value: Any) -> int:
-    if type(value) not in (list, tuple, str):
+    if type(value) not in (list, tuple, str, dict):
         raise NotTaken("the length of what is no list")
     return len(value)
 
@@ -134,9 +141,17 @@ def _extend(items: list[Any], more: Any) -> None:
 
 
 def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, Ref) and a == b:
+        return True
     if a is not None and b is not None:
         raise NotTaken("it asks whether two values are one")
     return a is b
+
+
+def _kind_of_device(device: Any) -> str:
+    if device != Code("as_device", "cpu"):
+        raise NotTaken("it asks for the type of what is no device")
+    return "cpu"
 
 
 def _range_length(low: int, high: int, step: int) -> int:
@@ -154,7 +169,9 @@ PLAIN: dict[str, Callable[..., Any]] = {
     "__is__": _same, "__isnot__": lambda a, b: not _same(a, b), "__not__": operator.not_,
     "__and__": operator.and_, "__or__": operator.or_, "__contains__": lambda items, one: one in items,
     "__range_length": _range_length, "__derive_index": lambda i, low, step: low + i * step,
-    "format": lambda *parts: "", "warn": lambda *parts: None, "min": min, "max": max,
+    "format": _formatted, "warn": lambda *parts: None, "min": min, "max": max,
+    "any": lambda items: any([truth(one) for one in items]), "all": lambda items: all([truth(one) for one in items]),
+    "type": _kind_of_device,
     "is_grad_enabled": lambda: True, "is_autocast_enabled": lambda: False, "is_scripting": lambda: True,
     "device": lambda *parts: Code("as_device", "cpu"), "Int": whole, "Float": real, "Bool": truth,
     "IntImplicit": whole, "FloatImplicit": real, "ScalarImplicit": real, "item": lambda value: value,

@@ -173,25 +173,44 @@ def test_what_is_held_in_a_matrix_or_a_divisor_counts_by_its_range(saved) -> Non
     assert truth <= bound(path, None, "x") <= 4.0 * np.e * (1 + 1e-9)
 
 
-def test_a_state_that_a_loop_shifts_out_leaves_no_range_behind() -> None:
-    """s₁ ← s₂ ← 100: at the last step the factor is a constant, not the sigmoid that it was."""
+def loop(*nodes: onnx.NodeProto, state: str) -> list[onnx.NodeProto]:
+    """A Loop of `count` steps over a (1, 3) state `a`, next in `next`, which puts out `out`, stacked in `y`."""
+
+    def info(name: str, kind: int = onnx.TensorProto.DOUBLE, shape: tuple = (1, 3)) -> onnx.ValueInfoProto:
+        return helper.make_tensor_value_info(name, kind, shape)
+
+    flag = onnx.TensorProto.BOOL
     body = helper.make_graph(
-        [node("Identity", "a", "c"), node("Identity", "hundred", "next"), node("Mul", "c x", "out"),
-         node("Identity", "cond", "go")],
-        "body",
-        [helper.make_tensor_value_info("i", onnx.TensorProto.INT64, []),
-         helper.make_tensor_value_info("cond", onnx.TensorProto.BOOL, []),
-         helper.make_tensor_value_info("a", onnx.TensorProto.DOUBLE, [1, 3])],
-        [helper.make_tensor_value_info(n, onnx.TensorProto.DOUBLE, [1, 3]) for n in ("go", "next", "out")],
+        [*nodes, node("Identity", "cond", "go")], "body",
+        [info("i", onnx.TensorProto.INT64, ()), info("cond", flag, ()), info("a")],
+        [info("go", flag, ()), info("next"), info("out")],
     )  # fmt: skip
-    body.output[0].type.tensor_type.elem_type = onnx.TensorProto.BOOL
-    nodes = [node("Sigmoid", "x", "s"), node("Loop", "count true s", "last outs", body=body)]
-    weights = {"count": np.array(2), "true": np.array(True), "hundred": np.full((1, 3), 100.0)}
-    model = make_model(nodes, {"x": [1, 3]}, weights, ["outs"])
+    return [node("Loop", f"count true {state}", "last y", body=body)]
+
+
+STEPS = {"count": np.array(3), "true": np.array(True), "hundred": np.full((1, 3), 100.0)}
+
+
+def test_a_state_that_a_loop_shifts_out_leaves_no_range_behind() -> None:
+    """s ← 100: from the second step on the factor is a constant, not the sigmoid that it was."""
+    inside = node("Identity", "a", "c"), node("Identity", "hundred", "next"), node("Mul", "c x", "out")
+    model = make_model([node("Sigmoid", "x", "s"), *loop(*inside, state="s")], {"x": [1, 3]}, STEPS)
     function, n = function_of(model)
     truth = gain(jacobian(function, np.zeros(n), 1e-6), "l2")
-    assert truth > 99.0
-    assert composed(model, box={"x": (-1.0, 1.0)}).bound.upper >= truth * (1 - 1e-6)
+    found = composed(model, box={"x": (-1.0, 1.0)})
+    assert truth > 99.0 and found.bound.upper >= truth * (1 - 1e-6)
+    assert [gap.code for gap in found.gaps] == ["unknown-constant"]
+
+
+def test_a_factor_that_shrinks_from_step_to_step_has_no_range_of_its_last(saved) -> None:
+    """a ← a/100 from 100·z, and a + z as the factor, z held in [0, 1]: at the first step up to 101."""
+    inside = node("Mul", "a small", "next"), node("Add", "a z", "c"), node("Mul", "c x", "out")
+    nodes = [node("MatMul", "x i3", "unused"), node("Mul", "z hundred", "s"), *loop(*inside, state="s")]
+    weights = STEPS | {"small": np.full((1, 3), 0.01), "i3": np.eye(3)}
+    model = make_model(nodes, {"x": [1, 3], "z": [1, 3]}, weights)
+    function, n = function_of(model, {"z": np.ones((1, 3))})
+    truth = gain(jacobian(function, np.zeros(n), 1e-6), "l2")
+    assert truth > 99.0 and bound(saved(model), None, "x", input_range=("z=0,1",)) >= truth * (1 - 1e-6)
 
 
 def test_a_held_batch_of_another_size_does_not_pass_for_one_entry(saved) -> None:

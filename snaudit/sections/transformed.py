@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import math
+
 import numpy as np
 
 from snaudit.bound import UNBOUNDED, Bound, Grade, at_most, sum_up, times_up, up
@@ -34,6 +36,8 @@ def measure(section: Section, effort: Effort) -> Bound:
         terms = []
         for j, matrix in through.items():
             bound = _norm(matrix, effort)
+            if not bound.bounded:
+                return UNBOUNDED  # products that leave the floats
             grade = min(grade, bound.grade)
             terms.append(bound.upper if j == 0 else times_up(times_up(bound.upper, rest[j - 1]), reach[j - 1]))
         reach.append(sum_up(terms))
@@ -68,6 +72,8 @@ def _norm(matrix: Enclosed, effort: Effort) -> Bound:
         return bound
     exponent = exponent_of(matrix.radius)
     spread = up(float(np.ldexp(magnitude_up(scale(matrix.radius, exponent)), exponent)))
+    if not bound.bounded or not math.isfinite(spread):
+        return UNBOUNDED
     return at_most(sum_up((bound.upper, spread)), bound.method, bound.grade)
 
 

@@ -20,6 +20,7 @@ from snaudit.sections import Effort
 
 _WORK = 1e11
 """Operations of the searches of a whole network, about: some three seconds of one core."""
+_HARDLY = 0.7
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,7 @@ class Way:
     seconds: float
     alone: Bound | None = None
 
+
 def measure(
     model: ir.Model, norm_of: Callable[[AnyMap], Bound], pair: Pair, nodes: frozenset[ir.Node], fixed: frozenset[ir.Value],
     box: Box | None = None,
@@ -45,6 +47,8 @@ def measure(
     """
     dense = tuple(cuts.find_sections(model, pair.outputs, nodes, fixed, box))
     effort = Effort(lambda matrix: norm_of(Dense(np.ascontiguousarray(matrix))), _WORK / max(1, len(dense)))
+    if any(cut.rests for cut in dense):
+        dense += _hardly_narrowed(dense, tuple(cuts.find_sections(model, pair.outputs, nodes, fixed)))
     ways = [
         _way(model, pair, method.name, dense, [partial(method.measure, cut.section, effort) for cut in dense])
         for method in sections.METHODS
@@ -54,6 +58,17 @@ def measure(
         found = wave_cuts.affordable(stretches, method.cost, _WORK)
         ways.append(_way(model, pair, method.name, found, [partial(method.measure, cut.torus) for cut in found]))
     return tuple(way for way in ways if way.shortcuts)
+
+
+def _hardly_narrowed(dense: tuple[cuts.Cut, ...], plain: tuple[cuts.Cut, ...]) -> tuple[cuts.Cut, ...]:
+    """The sections whose slopes the box narrows a little only, with those on the whole line: what a search finds, and
+    LipLT's bound, is not always less where there is a little less to choose from."""
+    left = {(cut.source, cut.output): _width(cut) for cut in dense if cut.rests}
+    return tuple(cut for cut in plain if left.get((cut.source, cut.output), 0.0) > _HARDLY * _width(cut))
+
+
+def _width(cut: cuts.Cut) -> float:
+    return sum(float((unit.high - unit.low).sum()) for unit in cut.section.units)
 
 
 DENSE = frozenset(method.name for method in sections.METHODS)
@@ -92,7 +107,8 @@ def _way(
             place = f"{cut.source.name or '?'} to {cut.output.name or '?'}"
             given.append(Shortcut(cut.output, cut.source, bound, place, tuple(sorted(cut.rests))))
     whole = [cut for cut in found if [cut.source] == _varying(model, pair) and (cut.output,) == pair.outputs]
-    alone = given[0].bound if given and whole and len(found) == 1 else None
+    alone = min((short.bound for short in given), key=lambda bound: bound.size, default=None)
+    alone = alone if len(whole) == len(found) else None
     return Way(name, tuple(given), time.perf_counter() - started, alone)
 
 

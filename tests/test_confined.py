@@ -214,6 +214,15 @@ def test_limits_that_are_never_reached_are_no_functions(op: str, tmp_path: Path)
     assert bound_on(saved(model, tmp_path), None).bound.upper > 1.1 * found.upper
 
 
+def test_a_box_that_hardly_narrows_slopes_costs_no_tightness(tmp_path: Path) -> None:
+    """LipLT's bound is less with all slopes in [0, 1] here than where some units are linear."""
+    path = saved(network(1, (32, 48, 48, 48, 48, 4), "Relu"), tmp_path)
+    free, boxed = bound_on(path, None), bound_on(path, (0.3, 0.7))
+    for one, other in zip(boxed.methods, free.methods, strict=True):
+        assert one.name == other.name and one.bound.upper <= other.bound.upper * (1 + 1e-6)
+    assert boxed.bound.upper < 0.99 * free.bound.upper
+
+
 def test_an_input_that_is_held_fixed_is_at_no_centre(tmp_path: Path) -> None:
     """z shifts what the functions see by far more than x does; no slope may rest on z being in the middle."""
     weights = {"w": np.eye(3), "v": np.eye(3) * 2.0, "u": np.eye(3)}

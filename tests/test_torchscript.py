@@ -235,6 +235,82 @@ def test_without_a_size_it_says_how_to_get_a_graph(tmp_path: Path) -> None:
         formats.read(path, "0", ("1,3",))
 
 
+def doubled(self: Any, given: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+    return (given[0] * 2,)
+
+
+class Inner(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lin = nn.Linear(2, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.lin(x)
+
+
+class Outer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Inner()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x)
+
+
+def test_hooks_run_where_torch_runs_them(tmp_path: Path) -> None:
+    """A part's hooks stand in the code that calls it; those of the whole run around its forward, unseen there."""
+    net = Outer()
+    net.inner.register_forward_pre_hook(doubled)
+    agree(net, tmp_path / "m.pt", rand(1, 2), trace=False)
+    net.register_forward_pre_hook(doubled)
+    model = formats.read(scripted(net, tmp_path / "m.pt", trace=False), None, ("1,2",))
+    assert model.graph is None and any("hooks" in note for note in model.notes)
+
+
+def test_code_that_differs_in_case_only_has_no_graph(tmp_path: Path) -> None:
+    path = scripted(nn.Sequential(nn.Linear(3, 2)), tmp_path / "m.pt", rand(1, 3))
+    with zipfile.ZipFile(path, "a") as archive:
+        name = next(name for name in archive.namelist() if name.endswith(".py"))
+        archive.writestr(name.replace("code/__torch__", "code/__TORCH__"), archive.read(name))
+    model = formats.read(path, None, ("1,3",))
+    assert model.graph is None and any("only in case" in note for note in model.notes)
+
+
+class Restored(nn.Module):
+    """Whose numbers are made anew by its own code when it is loaded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lin, self.factor = nn.Linear(2, 2), 1.0
+        self.training = False
+
+    @torch.jit.export
+    def __getstate__(self) -> tuple[float, bool]:
+        return (self.factor, self.training)
+
+    @torch.jit.export
+    def __setstate__(self, state: tuple[float, bool]) -> None:
+        self.factor = state[0] + 1.0
+        self.training = state[1]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.factor
+
+
+class Holding(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lin, self.part = nn.Linear(2, 2), Restored()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.part(self.lin(x))
+
+
+def test_what_sets_itself_up_has_no_graph(tmp_path: Path) -> None:
+    model = formats.read(scripted(Holding(), tmp_path / "m.pt", trace=False), None, ("1,2",))
+    assert model.graph is None and any("__setstate__" in note or "is not read" in note for note in model.notes)
+
+
 class Stateful(nn.Module):
     def __init__(self) -> None:
         super().__init__()

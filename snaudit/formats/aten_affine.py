@@ -112,9 +112,9 @@ def _baddbmm(w: Writer, self: Any, batch1: Any, batch2: Any, beta: Any = 1, alph
 
 def _weight_norm(w: Writer, v: Any, g: Any, dim: Any = 0) -> None:
     """v·g/‖v‖, the norm over all axes but one."""
-    axis, rank = axis_of(dim, w.rank(v)), w.rank(v)
-    if w.real(v) != w.real(g):
-        raise Untranslated("operands of two dtypes")
+    axis, rank = integer(dim), w.rank(v)
+    if w.real(v) != w.real(g) or not 0 <= axis < rank:  # −1 means the norm over all axes
+        raise Untranslated("operands of two dtypes, or a norm over all axes")
     norm = w.add("ReduceL2", [v, w.ints([at for at in range(rank) if at != axis])], keepdims=1)
     w.last("Mul", [v, w.add("Div", [g, norm])])
 

@@ -24,6 +24,8 @@ class Library:
 
     functions: dict[str, ast.FunctionDef] = field(default_factory=dict)
     methods: dict[str, dict[str, ast.FunctionDef]] = field(default_factory=dict)
+    hooked: set[str] = field(default_factory=set)
+    """Classes with hooks, which torch runs around `forward` where it is called from outside."""
 
     def method(self, kind: str, name: str) -> ast.FunctionDef:
         """A method of a class. Raises NotTaken where there is none."""
@@ -33,7 +35,10 @@ class Library:
         return found
 
     def function(self, name: str) -> ast.FunctionDef:
-        """A function by its qualified name. Raises NotTaken where there is none."""
+        """A function or method by its qualified name. Raises NotTaken where there is none."""
+        kind, _, method = name.rpartition(".")
+        if kind in self.methods:
+            return self.method(kind, method)
         if name not in self.functions:
             raise NotTaken(f"it calls {name[-80:]}, which is not in it")
         return self.functions[name]
@@ -48,6 +53,9 @@ def library(names: Iterable[str], root: str, load: Callable[[str, int], bytes]) 
     version = load(found_at, 16) if found_at else b""
     if not version.strip().isdigit() or int(version) > _NEWEST:
         raise NotTaken(f"its code's version ({version[:10].decode('ascii', 'replace').strip()}) is not known")
+    codes = [name.lower() for name in names if name.startswith(root + "code/")]
+    if len(set(codes)) != len(codes):
+        raise NotTaken("records of its code differ only in case, and torch does not tell them apart")
     start, left, words, found = root + "code/", _MOST_CODE, 0, Library()
     for name in names:
         if name.startswith(start) and name.endswith(".py"):
@@ -75,6 +83,8 @@ def _add(found: Library, module: str, text: bytes) -> None:
             for part in one.body:
                 if isinstance(part, ast.FunctionDef):
                     _once(methods, part.name, part)
+                elif isinstance(part, ast.Assign) and "hooks__" in ast.unparse(part.targets[0]):
+                    found.hooked.add(f"{module}.{one.name}")
             if f"{module}.{one.name}" in found.methods:
                 raise NotTaken(f"{one.name[:80]} is defined twice")
             found.methods[f"{module}.{one.name}"] = methods

@@ -24,6 +24,9 @@ from snaudit.formats.views import View
 from snaudit.model import Model
 
 
+_MOST_OUTPUTS = 1000
+
+
 @dataclass(frozen=True, slots=True)
 class Script:
     """What a TorchScript file holds beside its tensors: its objects, constants and code."""
@@ -36,8 +39,8 @@ class Script:
 class _Objects:
     """Values of the file's pickles as those that code computes with; each object once."""
 
-    def __init__(self, tracer: Tracer) -> None:
-        self.tracer = tracer
+    def __init__(self, tracer: Tracer, library: Library) -> None:
+        self.tracer, self.library = tracer, library
         self.names: dict[Any, str] = {}
         for name, tensor in tracer.tensors.items():
             self.names.setdefault(tensor.place, name)
@@ -59,6 +62,8 @@ class _Objects:
         elif type(value) is Opaque and value.callee.startswith("torch.jit._pickle.") and value.parts:
             made = self.value(value.parts[0], path)
         elif type(value) is Opaque and value.callee.startswith("__torch__.") and type(value.state) is Pairs:
+            if "__setstate__" in self.library.methods.get(value.callee, {}):
+                raise NotTaken(f"{path or 'its module'} is set up by code of its own (__setstate__)")
             made = self.known[id(value)] = Thing(value.callee, {}, path)
             for name, child in value.state.entries:
                 if type(name) is not str or name in made.attributes:
@@ -75,7 +80,7 @@ def script_graph(model: Model, script: Script, sizes: tuple[tuple[str | None, tu
     """
     integers: set[str] = set()
     try:
-        program, written = _program(Tracer(model.tensors), script, sizes, integers)
+        program, written, asked = _program(Tracer(model.tensors), script, sizes, integers)
         found = program_graph(model.path, _alive(functional(program, PURE, VIEWS)), model.tensors, ())
     except NotTaken as error:
         return Translated(None, (f"its graph is not read: {error}",))
@@ -85,6 +90,8 @@ def script_graph(model: Model, script: Script, sizes: tuple[tuple[str | None, tu
     notes = ["its graph is that of its forward, read from its code without running it, at the input sizes given"]
     if integers:
         notes.append(f"taken as integers: {', '.join(sorted(integers))}")
+    if asked:
+        notes.append("it asks whether gradients are on: followed as if they were")
     if written:
         notes.append(f"it keeps state ({', '.join(list(written)[:4])}): the graph is of one call on the state stored")
     return replace(found, notes=(*notes, *found.notes))
@@ -92,7 +99,7 @@ def script_graph(model: Model, script: Script, sizes: tuple[tuple[str | None, tu
 
 def _program(
     tracer: Tracer, script: Script, sizes: tuple[tuple[str | None, tuple[int, ...]], ...], integers: set[str]
-) -> tuple[Program, list[str]]:
+) -> tuple[Program, list[str], bool]:
     """The program on real inputs, and what it wrote; those taken for indices become integers, and are noted."""
     try:
         found = _followed(tracer, script, sizes, integers)
@@ -108,25 +115,29 @@ def _program(
 
 def _followed(
     tracer: Tracer, script: Script, sizes: tuple[tuple[str | None, tuple[int, ...]], ...], integers: set[str]
-) -> tuple[Program, list[str]]:
-    objects = _Objects(tracer)
+) -> tuple[Program, list[str], bool]:
+    objects = _Objects(tracer, script.library)
     root = objects.value(script.root)
     if not isinstance(root, Thing):
         raise NotTaken("it holds no module")
+    if root.kind in script.library.hooked:
+        raise NotTaken("its module has hooks, which run around forward")
     constants = objects.value(list(script.constants) if type(script.constants) in (list, tuple) else [])
     runner = Runner(script.library, {f"c{at}": one for at, one in enumerate(constants)}, tracer)
     given = _arguments(tracer, script.library.method(root.kind, "forward"), sizes, integers)
     result = runner.method(root, "forward", [], given)
     outputs: list[str] = []
+    made = {name for call in tracer.calls for name in call.outputs}
     for one in _flat(result):
-        made = {name for call in tracer.calls for name in call.outputs}
+        if len(outputs) == _MOST_OUTPUTS:
+            raise NotTaken(f"its forward returns more than {_MOST_OUTPUTS} tensors")
         fresh = one.name in made and one.name not in outputs
         outputs.append(one.name if fresh else tracer("alias", [one], {}, 0, "output").name)
     if not outputs:
         raise NotTaken("its forward returns no tensor")
     symbols = {name: (None,) * len(tracer.claims[name].shape) for name in tracer.inputs}
     program = Program(tuple(tracer.inputs), tracer.held, tuple(outputs), tuple(tracer.calls), tracer.claims, symbols)
-    return program, list(runner.written)
+    return program, list(runner.written), tracer.asked
 
 
 def _arguments(

@@ -27,7 +27,7 @@ from snaudit.formats.script_values import (
     whole,
 )
 
-_MOST_STEPS = 2_000_000
+_MOST_STEPS = 1_000_000
 _MOST_DEPTH = 60
 _RESERVED = frozenset(("torch", "ops", "__torch__", "CONSTANTS"))
 

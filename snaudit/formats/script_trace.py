@@ -40,6 +40,8 @@ class Tracer:
     inputs: list[str] = field(default_factory=list)
     indices: set[str] = field(default_factory=set)
     """Inputs that are taken for indices, which must be integers."""
+    asked: bool = False
+    """Whether the code asks for gradients, on which what it computes may then depend."""
     _labels: Counter[str] = field(default_factory=Counter)
     writer: Writer = field(init=False)
 
@@ -227,13 +229,19 @@ def _length(tracer: Tracer, tensor: Any) -> int:
     return len(tensor) if type(tensor) in (list, tuple) else _sizes(tracer, tensor, 0)
 
 
+def _asking(tracer: Tracer) -> bool:
+    tracer.asked = True
+    return True
+
+
 _QUERIES: dict[str, Callable[..., Any]] = {
     "size": _sizes, "shape": _sizes, "dim": lambda tracer, one: len(_sizes(tracer, one)), "len": _length,
     "numel": lambda tracer, one: int(np.prod(_sizes(tracer, one), dtype=object)), "dtype": _kind,
     "is_floating_point": lambda tracer, one: SCALAR_TYPES[_kind(tracer, one)].startswith(("float", "bfloat")),
     "is_complex": lambda tracer, one: SCALAR_TYPES[_kind(tracer, one)].startswith("complex"),
     "is_cuda": lambda tracer, one: False, "is_quantized": lambda tracer, one: False, "is_sparse": lambda tracer, one: False,
-    "is_nested": lambda tracer, one: False, "requires_grad": lambda tracer, one: True,
+    "is_nested": lambda tracer, one: False, "requires_grad": lambda tracer, one: _asking(tracer),
+    "is_grad_enabled": lambda tracer: _asking(tracer),
     "device": lambda tracer, one: Code("as_device", "cpu"), "data": lambda tracer, one: one, "cpu": lambda tracer, one: one,
     "NumToTensor": lambda tracer, one: one if isinstance(one, (Num, Ref)) else Num(one),
 }  # fmt: skip

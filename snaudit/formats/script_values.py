@@ -17,7 +17,7 @@ from snaudit.formats.aten_calls import Code, Ref
 from snaudit.formats.exported_program import NotTaken
 
 _INT64 = 1 << 63
-_MOST_ITEMS = 100_000
+_MOST_ITEMS = 4096
 _MOST_TEXT = 10_000
 
 
@@ -172,7 +172,7 @@ PLAIN: dict[str, Callable[..., Any]] = {
     "format": _formatted, "warn": lambda *parts: None, "min": min, "max": max,
     "any": lambda items: any([truth(one) for one in items]), "all": lambda items: all([truth(one) for one in items]),
     "type": _kind_of_device,
-    "is_grad_enabled": lambda: True, "is_autocast_enabled": lambda: False, "is_scripting": lambda: True,
+    "is_autocast_enabled": lambda: False, "is_scripting": lambda: True,
     "device": lambda *parts: Code("as_device", "cpu"), "Int": whole, "Float": real, "Bool": truth,
     "IntImplicit": whole, "FloatImplicit": real, "ScalarImplicit": real, "item": lambda value: value,
 }  # fmt: skip

@@ -61,11 +61,13 @@ def assumptions_of(
         found.append(f"the bound starts at the output of the embedding {', '.join(embeddings)}")
     if len(pair.outputs) > 1:
         found.append(f"the {len(pair.outputs)} outputs count together: one norm over all of them")
-    for node in order:
-        found += [
-            s for o in node.outputs if o in reached for s in walk.values[o].assumes
-        ]
-    return tuple(dict.fromkeys(found))
+    return tuple(dict.fromkeys([*found, *rests_of(walk, order, reached)]))
+
+
+def rests_of(walk: Walk, order: list[ir.Node], reached: dict[ir.Value, None]) -> tuple[str, ...]:
+    """What the rules could not check on the way to these values."""
+    said = (s for node in order for o in node.outputs if o in reached for s in walk.values[o].assumes)
+    return tuple(dict.fromkeys(said))
 
 
 _SEVERAL = frozenset({"LSTM", "GRU", "RNN"})

@@ -87,6 +87,8 @@ class OutputResult:
 
     name: str
     bound: Bound
+    assumes: tuple[str, ...] = ()
+    """What this bound takes for granted beyond what all of the network's do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +120,7 @@ class SectionResult:
     end: str
     bound: Bound
     taken: bool
+    assumes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from snaudit import joint, loops, numerals, patterns, rules
 from snaudit.attention import Finder
 from snaudit.bound import UNBOUNDED, Bound, Grade, Norm, at_most, exactly, larger
 from snaudit.broadcasting import dims
-from snaudit.conclusions import assumptions_of, contributions_of, final_of, reached_from
+from snaudit.conclusions import assumptions_of, contributions_of, final_of, reached_from, rests_of
 from snaudit.findings import Gap
 from snaudit.pairs import Pair
 from snaudit.matching import Shortcut
@@ -61,6 +61,7 @@ class Composition:
     """The network's bound: all outputs jointly, with respect to all real inputs jointly.
 
     outputs       each graph output by itself
+    rests         of each, what the rules could not check on its way
     gaps          the nodes at which the bound ends; empty if it is finite
     assumptions   what the bound is about (which inputs vary) and what it takes for granted
     contributions (name, factor) of each layer and op that scales the bound, in the graph's order
@@ -79,6 +80,7 @@ class Composition:
     nodes: frozenset[ir.Node] = frozenset()
     held: frozenset[ir.Value] = frozenset()
     ranges: Mapping[ir.Value, Range] = field(default_factory=dict, repr=False)
+    rests: tuple[tuple[str, ...], ...] = ()
 
 
 def compose(
@@ -402,4 +404,5 @@ def _conclude(walk: Walk, order: list[ir.Node], pair: Pair) -> Composition:
         nodes=frozenset(order),
         held=frozenset(v for v in walk.held if value_of(walk, v).is_constant),
         ranges=walk.ranges,
+        rests=tuple(rests_of(walk, order, reached_from(walk, [output])) for output in pair.outputs),
     )

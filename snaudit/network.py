@@ -211,7 +211,7 @@ def _composition_of(
         notes = origins.notes_of(ways, compose.names, found.nodes) if meter.settings.norm == "l2" and found.bound.known else ()
     network = NetworkResult(
         replace(found.bound, method=name),
-        tuple(OutputResult(name, bound) for name, bound in found.outputs),
+        tuple(OutputResult(*one, rests) for one, rests in zip(found.outputs, found.rests, strict=True)),
         tuple(methods),
         (*_given(meter.settings), *found.assumptions),
         found.contributions,

@@ -29,7 +29,7 @@ def sections_of(ways: Sequence[Way], taken: Collection[str]) -> tuple[SectionRes
             bound = replace(short.bound, method=way.name)
             if key not in best or bound.size < best[key][1].bound.size:
                 ends = (value.name or "?" for value in key)
-                best[key] = short.name, SectionResult(*ends, bound, short.name in taken)
+                best[key] = short.name, SectionResult(*ends, bound, short.name in taken, short.assumes)
     return tuple(result for _, result in best.values())
 
 

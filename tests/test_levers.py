@@ -158,6 +158,16 @@ def test_what_is_too_large_or_open_is_said(tmp_path: Path) -> None:
     assert small.notes == () and len(small.sections) == 1
 
 
+def test_each_output_says_what_it_rests_on(tmp_path: Path) -> None:
+    """x·tanh(z) needs no range; x·z needs that of both."""
+    nodes = [node("MatMul", "x w", "p"), node("Mul", "x z", "q")]
+    path = saved(tmp_path, nodes, {"x": [1, 4], "z": [1, 4]}, {"w": np.eye(4)}, ("p", "q"))
+    network = snaudit.audit(path, input_range=("x=0,1", "z=0,2")).network
+    first, second = network.outputs
+    assert first.assumes == () and sorted(text[:12] for text in second.assumes) == ["the input x ", "the input z "]
+    assert set(second.assumes) < set(network.assumptions)
+
+
 def test_factors_that_are_no_layers_are_named(tmp_path: Path, capsys) -> None:
     weights = {"w": 4.0 * np.eye(5), "g": np.ones(5)}
     nodes = [node("MatMul", "x w", "a"), node("LayerNormalization", "a g", "y", epsilon=1e-4)]

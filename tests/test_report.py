@@ -333,7 +333,7 @@ def test_json_to_the_letter() -> None:
                          "method": "product", "seconds": 0.25}],
             "assumptions": [],
             "outputs": [{"name": "y", "lower": 0.0, "upper": 12.5, "bounded": True, "grade": "computed",
-                         "method": "product"}],
+                         "method": "product", "assumes": []}],
             "contributions": [{"name": "fc.weight", "factor": 2.0, "bounded": True}],
             "composition": None,
             "sections": [],

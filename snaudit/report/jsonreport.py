@@ -160,11 +160,14 @@ def _network(network: NetworkResult, norm: str) -> dict[str, Any]:
             for method in network.methods
         ],
         "assumptions": list(network.assumptions),
-        "outputs": [{"name": output.name, **bound(output.bound)} for output in network.outputs],
+        "outputs": [
+            {"name": output.name, **bound(output.bound), "assumes": list(output.assumes)} for output in network.outputs
+        ],
         "contributions": _factors(network.contributions),
         "composition": _composition(network),
         "sections": [
-            {"from": part.start, "to": part.end, "taken": part.taken, **bound(part.bound)} for part in network.sections
+            {"from": part.start, "to": part.end, "taken": part.taken, **bound(part.bound), "assumes": list(part.assumes)}
+            for part in network.sections
         ],
         "levers": [_lever(lever) for lever in network.levers],
         "notes": list(network.notes),

@@ -8,15 +8,15 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from snaudit.bound import Grade
-from snaudit.numerals import DIGITS, GRADE_MEANS, at_least, at_most, near, short_of, size, upper_of
+from snaudit.numerals import DIGITS, at_least, at_most, near, short_of, size, upper_of
+from snaudit.report.bounds import about_network, shares_of
 from snaudit.report.interface import Renderer, View, by_order
 from snaudit.report.page import Column, Page, Row
 from snaudit.report.runs import Run, fold, wrapper_of
 
 if TYPE_CHECKING:
     from snaudit.bound import Bound
-    from snaudit.findings import Finding, Gap, LayerResult, LeftOut, NetworkResult, PartialResult, Report
+    from snaudit.findings import Finding, Gap, LayerResult, LeftOut, Report
 
 _STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
 _FEW = 3
@@ -30,11 +30,12 @@ def render(report: Report, view: View) -> str:
     if view.rows != "none":
         page.blank()
         runs = fold(by_order(report, view.order), unfold=view.rows == "all")
-        _layers(page, runs, wrapper, _shares(report.network))
+        _layers(page, runs, wrapper, shares_of(report.network))
     page.blank()
     _coverage(page, report)
     _layer_notes(page, report.layers)
-    _network(page, report, every=view.rows == "all", brief=view.rows == "none")
+    brief = view.rows == "none"
+    about_network(page, report, view.rows == "all", brief, not brief or verdict_of(report)[0] != "PASS")
     _gaps(page, report.gaps, every=view.rows == "all")
     _findings(page, report)
     page.blank()
@@ -244,16 +245,6 @@ def _optional(value: float | None) -> str:
     return "" if value is None or not math.isfinite(value) else near(value, 4)
 
 
-def _shares(network: NetworkResult) -> dict[str, float]:
-    """Each layer's part of the log of the bound; layers that shrink, and those of no factor, have none."""
-    logs: dict[str, float] = defaultdict(float)
-    for name, factor in network.factors or network.contributions:
-        if factor > 1.0 and math.isfinite(factor):
-            logs[name] += math.log(factor)
-    whole = math.fsum(logs.values())
-    return {name: part / whole for name, part in logs.items()} if whole > 0.0 else {}
-
-
 def bar(part: float, width: int) -> str:
     """A bar for a part of one, in half cells; what is not zero shows at least half a cell."""
     halves = min(2 * width, max(round(part * 2 * width), 1 if part > 0.0 else 0))
@@ -293,97 +284,6 @@ def _some(names: Sequence[str], one: str) -> str:
     if len(names) == 1:
         return names[0]
     return f"{_count(len(names), one)}: {', '.join(names[:_FEW])}{', …' if len(names) > _FEW else ''}"
-
-
-def _network(page: Page, report: Report, every: bool, brief: bool) -> None:
-    network, bound = report.network, report.network.bound
-    about = ", ".join(part for part in (report.settings.norm, network.scope) if part)
-    page.blank()
-    if bound.known:
-        grade = f"{bound.grade.name}: {GRADE_MEANS[bound.grade]}"
-        said = "estimated at" if bound.grade is Grade.ESTIMATED else "at most"
-        text = f"{said} {upper_of(bound)}, {grade} ({bound.method})"
-        page.paragraph(f"network bound ({about}): {text}", "bold", 2)
-        for assumption in network.assumptions:
-            page.paragraph(f"  assuming: {assumption}", "", 4)
-    else:
-        page.paragraph(f"network bound ({about}): no finite bound is known", "bold", 2)
-    _lower_end(page, network)
-    for method in network.methods if len(network.methods) > 1 else ():
-        text = f"{upper_of(method.bound)} ({method.bound.grade.name})"
-        page.paragraph(f"  by {method.name}: {text}{f', {method.seconds:.2f} s' if every else ''}", "dim", 4)
-    _sections(page, network, every)
-    if len(network.outputs) > 1 or (network.outputs and not bound.known):
-        for output in network.outputs:
-            page.paragraph(f"  output {output.name}: {upper_of(output.bound)}", "", 4)
-    if not brief:
-        _besides(page, network, every)
-    if not brief or verdict_of(report)[0] != "PASS":
-        _levers(page, network)
-    for note in () if brief else network.notes:
-        page.paragraph(f"  note: {note}", "dim", 4)
-    _partials(page, network.partials, every)
-
-
-def _sections(page: Page, network: NetworkResult, every: bool) -> None:
-    """The chain of cuts: what was bounded as one, where that is not all of the network."""
-    found = [section for section in network.sections if section.taken or every]
-    if len(found) == 1 and len(network.sections) == 1 and found[0].bound.upper == network.bound.upper:
-        return
-    shown = found if every else found[: 2 * _FEW]
-    for section in shown:
-        rest = "" if section.taken else ", more than its parts"
-        text = f"{upper_of(section.bound)} by {section.bound.method}{rest}"
-        page.paragraph(f"  as one, from {section.start} to {section.end}: {text}", "dim", 4)
-    if len(shown) < len(found):
-        page.paragraph(f"  and {len(found) - len(shown)} more bounded as one (--all)", "dim", 4)
-
-
-def _levers(page: Page, network: NetworkResult) -> None:
-    """What would lower the bound most; said of the composition, where sections have a lesser bound."""
-    for lever in network.levers:
-        what = "" if lever.whole else "the composition "
-        text = f"{what}{upper_of(lever.bound)}, {_times(lever.log10_fall)} times less"
-        page.paragraph(f"  with {lever.name} at norm 1, not {near(lever.norm, DIGITS)}: {text}", "dim", 4)
-
-
-def _besides(page: Page, network: NetworkResult, every: bool) -> None:
-    """The factors above 1 that are no layer's, with their share."""
-    shares = _shares(network)
-    found = [(name, factor) for name, factor in network.besides if factor > 1.0]
-    part = math.fsum({name: shares.get(name, 0.0) for name, _ in found}.values())
-    if part < 0.05 or not network.bound.known:
-        return
-    found.sort(key=lambda pair: -pair[1])
-    names = ", ".join(f"{name} {at_most(factor)}" for name, factor in (found if every else found[:_FEW]))
-    more = ", …" if not every and len(found) > _FEW else ""
-    page.paragraph(f"  besides the layers: {part:.0%} of the factors above 1, {names}{more}", "dim", 4)
-
-
-def _times(log10: float) -> str:
-    return f"{10.0**log10:.3g}" if log10 < 300.0 else f"10^{log10:.1f}"
-
-
-def _partials(page: Page, partials: Sequence[PartialResult], every: bool) -> None:
-    """The bounds between gaps, so that a gap does not hide what is known before and behind it."""
-    shown = partials if every else partials[: 2 * _FEW]
-    for part in shown:
-        start = ", ".join(part.start[:_FEW]) + (", …" if len(part.start) > _FEW else "")
-        text = f"at most {upper_of(part.bound)}, {part.bound.grade.name}"
-        page.paragraph(f"  between gaps, from {start} to {part.end}: {text}", "", 4)
-    if len(shown) < len(partials):
-        page.paragraph(f"  and {len(partials) - len(shown)} more between gaps (--all)", "dim", 4)
-
-
-def _lower_end(page: Page, network: NetworkResult) -> None:
-    bound, witness = network.bound, network.witness
-    if bound.lower:
-        ends = f"between {at_least(bound.lower)} and {upper_of(bound)}"
-        if not bound.known:
-            ends = f"above {at_least(bound.lower)}"
-        page.paragraph(f"  the constant lies {ends}: a pair of inputs was run", "", 4)
-    elif witness is not None:
-        page.paragraph(f"  no lower end: {witness.note}", "dim", 4)
 
 
 def _gaps(page: Page, gaps: Sequence[Gap], every: bool) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from snaudit.waves import transformed
+from snaudit.waves import multipliers, transformed
 from snaudit.waves.interface import Method, Torus
 
-METHODS: tuple[Method, ...] = (transformed.METHOD,)
+METHODS: tuple[Method, ...] = (transformed.METHOD, multipliers.CLOSED_FORM, multipliers.SEARCH)
 
 __all__ = ["METHODS", "Method", "Torus"]

@@ -54,14 +54,15 @@ def largest_eigenvalue(h: np.ndarray, least: float = 0.0) -> float:
     """
     if h.shape[-1] == 1:
         return max(least, float(h[:, 0, 0].real.max(initial=0.0)))
-    estimates, slack = _rayleigh(h), 1e-10
+    estimates, slack = rayleigh(h), 1e-10
     left = np.arange(len(h))
     first = np.argsort(estimates)[-2:]
     shift = max(least, _exact(h[first]) * (1.0 + slack), 1e-290)
     found = least
     while len(left):
         fits, lost = completes(np.array(h[left], dtype=np.complex128, order="C"), shift)
-        found = max(found, up(shift + SAFE * (lost + 2.1 * U * shift)) if fits.any() else 0.0)
+        if fits.any():
+            found = max(found, up(shift + SAFE * (lost + 2.1 * U * shift)))
         left = left[~fits]
         if len(left) == 0:
             break
@@ -80,7 +81,7 @@ def _exact(h: np.ndarray) -> float:
     return max(0.0, float(np.linalg.eigvalsh(h).max())) if np.isfinite(h).all() else math.inf
 
 
-def _rayleigh(h: np.ndarray) -> np.ndarray:
+def rayleigh(h: np.ndarray) -> np.ndarray:
     """What power iteration sees of the largest eigenvalue of each matrix."""
     vectors = np.random.default_rng(0).standard_normal((len(h), h.shape[-1], 1)).astype(h.dtype)
     size = np.ones(len(h))

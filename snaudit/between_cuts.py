@@ -21,6 +21,8 @@ from snaudit.sections import Effort
 _WORK = 1e11
 """Operations of the searches of a whole network, about: some three seconds of one core."""
 _HARDLY = 0.7
+_WAVES_WORK = 6e10
+"""The same for each method by frequencies, whose matrices are smaller and many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +57,9 @@ def measure(
     ]
     stretches = tuple(wave_cuts.find_stretches(model, pair.outputs, nodes, fixed))
     for method in waves.METHODS:
-        found = wave_cuts.affordable(stretches, method.cost, _WORK)
-        ways.append(_way(model, pair, method.name, found, [partial(method.measure, cut.torus) for cut in found]))
+        shares = wave_cuts.affordable(stretches, method.cost, _WAVES_WORK)
+        measures = [partial(method.measure, cut.torus, work) for cut, work in shares]
+        ways.append(_way(model, pair, method.name, [cut for cut, _ in shares], measures))
     return tuple(way for way in ways if way.shortcuts)
 
 

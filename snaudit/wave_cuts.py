@@ -147,13 +147,16 @@ def _of(walk: _Walk, value: ir.Value) -> Seen | None:
     return walk.known[value]
 
 
-def affordable(stretches: Sequence[Stretch], cost: Callable[[Torus], float], work: float) -> list[Cut]:
-    """Sections that together cost no more than `work`: whole stretches where that is affordable, else parts."""
+def affordable(
+    stretches: Sequence[Stretch], cost: Callable[[Torus], float], work: float
+) -> list[tuple[Cut, float]]:
+    """(section, its share of the work): sections that together cost no more than `work`: whole stretches where that is affordable, else parts."""
     limit = work
     for _ in range(_HALVINGS):
         found = [pair for stretch in stretches for pair in _parts(stretch, cost, limit)]
-        if math.fsum(price for _, price in found) <= work:
-            return [cut for cut, _ in found]
+        total = math.fsum(price for _, price in found)
+        if total <= work:
+            return [(cut, work * price / total) for cut, price in found]
         limit /= 2.0
     return []
 

@@ -63,9 +63,9 @@ def _in_range(diagonal: np.ndarray) -> bool:
 
 def _mapped(linear: Linear, covariance: np.ndarray) -> np.ndarray:
     """A Hermitian S' ⪰ Σ_a T_a S(ω_a) T_aᴴ for the exact T."""
-    count, times, rows, columns = linear.maps.shape
+    times, rows, columns = linear.numbers.shape[1], linear.lost.shape[1], len(linear.columns)
     roots = np.sqrt(np.einsum("faii->fai", spread(linear, covariance)).real)
-    size = SAFE * np.einsum("faij,faj->fi", np.abs(linear.maps), roots) + 1e-150
+    size = SAFE * linear.sizes(roots) + 1e-150
     shares = np.stack([roots[..., linear.columns == k].sum(axis=(1, 2)) for k in range(linear.lost.shape[2])], axis=-1)
     off = SAFE * np.einsum("fik,fk->fi", linear.lost, shares) + 1e-160
     rate = 2 * math.sqrt(2.0) * gamma(2 * times * columns + 8) + 8 * U

@@ -117,12 +117,12 @@ class Torus:
 class Method:
     """A way to bound a section on tori in l2.
 
-    cost(torus) → operations that `measure` takes, about: counted, so that no clock decides.
-    measure(torus) → a Bound of at most `grade`; infinite where it does not fit or gave up.
+    cost(torus) → the fewest operations that `measure` takes, about: counted, so that no clock decides; infinite
+    where it does not fit. measure(torus, work) → a Bound of at most `grade`, for so many operations.
     """
 
     name: str
     grade: Grade
     theorem: str
     cost: Callable[[Torus], float]
-    measure: Callable[[Torus], Bound]
+    measure: Callable[[Torus, float], Bound]

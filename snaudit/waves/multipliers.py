@@ -18,7 +18,15 @@ from snaudit.waves.symbols import frequencies, symbol_cost
 
 _MOST_HELD = 1 << 25
 """Complex entries of symbols and covariances that are held at once."""
-_STEPS = 60
+_STEPS = 150
+_FEWEST = 8
+"""Steps of a search below which it is not begun."""
+_ENTRYWISE = 300.0
+"""What passes over the entries of one covariance take, in operations of products."""
+_PROOF, _BOTH_WAYS = 2.0, 2.5
+"""What a proof, and a step of a search, take: in ways forward."""
+_LESS = (0.0, 1e-6, 1e-4, 1e-2)
+"""By how much multipliers are lowered in turn until they have a proof: the best may lie at the very edge."""
 _SMOOTHINGS = ((30, 0.6), (300, 1.0))
 _Rule = Callable[[np.ndarray], np.ndarray]
 
@@ -57,7 +65,7 @@ def _shifted(c: float) -> _Rule:
 
     def rule(gamma: np.ndarray) -> np.ndarray:
         half = 0.5 * _diagonal_of(gamma)
-        top = max(_top(0.5 * gamma - np.diag(half) + half.max() * np.eye(len(half))) - half.max(), 1e-12 * half.max())
+        top = max(_top(0.5 * gamma - np.diag(half) + half.max() * np.eye(len(half))) - half.max(), 0.02 * half.max())
         return 1.0 / (half + c * top)
 
     return rule
@@ -75,36 +83,48 @@ def _scaled(c: float) -> _Rule:
 
 
 CLOSED: tuple[_Rule, ...] = (
-    _shifted(1.5), _scaled(1.5), _circles(1.5), _spectral(1.5), _shifted(1.3), _scaled(1.8), _circles(1.9), _spectral(1.0),
+    _scaled(1.2), _circles(1.7), _shifted(1.7), _spectral(1.2), _scaled(1.35), _scaled(1.0), _shifted(1.5), _circles(1.9),
 )  # fmt: skip
-"""T = Λ/2 from Γ, as in `sections.multipliers`, the same at all frequencies: feasible for λmax(T^½ΓT^½) < 2 at each."""
+"""T = Λ/2 from Γ, as in `sections.multipliers`, the same at all frequencies: feasible for λmax(T^½ΓT^½) < 2 at each.
+What is the best for deep networks comes first: large sections try only as many as the work allows."""
 
 
-def closed_forms(torus: Torus) -> Bound:
-    """The least bound of closed forms, as Syed & Hu (2025) have them for neurons, here for channels."""
+def closed_forms(torus: Torus, work: float = float("inf")) -> Bound:
+    """The least bound of closed forms, as Syed & Hu (2025) have them for neurons, here for channels: of as many
+    as the work allows."""
     recursion = _recursion(torus)
     if recursion is None:
         return UNBOUNDED
-    multipliers, squared = best_closed(recursion)
+    multipliers, squared = best_closed(recursion, _affordable(torus, work))
     return at_most(prove(recursion, multipliers), CLOSED_FORM.name) if np.isfinite(squared) else UNBOUNDED
 
 
-def searched(torus: Torus) -> Bound:
+def _affordable(torus: Torus, work: float) -> int:
+    """How many closed forms can be tried."""
+    symbols, forward = _pass_cost(torus)
+    return int(max(1.0, min(len(CLOSED), (work - symbols) / forward - _PROOF)))
+
+
+def searched(torus: Torus, work: float = float("inf")) -> Bound:
     """The bound of the multipliers that L-BFGS finds from the best closed form on, with a written-out gradient."""
     recursion = _recursion(torus)
-    if recursion is None:
+    if recursion is None or not recursion.sizes:
         return UNBOUNDED
-    multipliers, squared = best_closed(recursion)
-    if not np.isfinite(squared) or not recursion.sizes:
+    count = _affordable(torus, 0.4 * work)
+    multipliers, squared = best_closed(recursion, count)
+    if not np.isfinite(squared):
         return UNBOUNDED
-    logs, budget = np.log(np.concatenate(multipliers)), _STEPS
+    symbols, forward = _pass_cost(torus)
+    budget = int(min(_STEPS, (work - symbols - (count + _PROOF) * forward) / (_BOTH_WAYS * forward)))
+    logs = np.log(np.concatenate(multipliers))
     for recursion.power, share in _SMOOTHINGS:
         found = minimize(recursion.descend, logs, int(share * budget))
         budget -= found.steps
         if found.squared <= squared:
             squared, logs = found.squared, found.point
     multipliers = np.split(np.exp(np.clip(logs, -300, 300)), np.cumsum(recursion.sizes)[:-1])
-    return at_most(prove(recursion, multipliers), SEARCH.name)
+    proofs = (prove(recursion, [each * (1.0 - less) for each in multipliers]) for less in _LESS)
+    return at_most(next(filter(np.isfinite, proofs), float("inf")), SEARCH.name)
 
 
 @lru_cache(maxsize=1)
@@ -114,9 +134,9 @@ def _recursion(torus: Torus) -> Recursion | None:
 
 
 @lru_cache(maxsize=1)
-def best_closed(recursion: Recursion) -> tuple[list[np.ndarray], float]:
-    """(multipliers, ρ) of the best closed form; ρ in plain floats."""
-    return min((_walk(recursion, rule) for rule in CLOSED), key=lambda item: item[1])
+def best_closed(recursion: Recursion, count: int) -> tuple[list[np.ndarray], float]:
+    """(multipliers, ρ) of the best of so many closed forms; ρ in plain floats."""
+    return min((_walk(recursion, rule) for rule in CLOSED[:count]), key=lambda item: item[1])
 
 
 def _walk(recursion: Recursion, rule: _Rule) -> tuple[list[np.ndarray], float]:
@@ -136,18 +156,19 @@ def _walk(recursion: Recursion, rule: _Rule) -> tuple[list[np.ndarray], float]:
         return found, float("inf")
 
 
-def _pass_cost(torus: Torus) -> tuple[float, float]:
-    """(operations of the symbols, of one way forward), about; infinite where it does not fit."""
+def _pass_cost(torus: Torus, traced: bool = False) -> tuple[float, float]:
+    """(operations of the symbols, of one way forward), about; infinite where it does not fit: `traced`, with what
+    the way back needs."""
     steps = steps_of(torus)
     if steps is None:
         return float("inf"), float("inf")
     held, symbols, forward = 0.0, 0.0, 0.0
-    for old, new, columns, rows, unit, stay in sizes_of(torus, steps):
-        folds = old / max(1, new) if new * 2 < old else 1.0
-        held += new * folds * rows * columns
-        forward += 8.0 * new * folds * rows * columns * (columns + rows)
-        forward += 8.0 * new * (2.0 * unit**3 + stay * unit * (unit + stay))
-        if held + 4 * new * (rows + stay) ** 2 > _MOST_HELD:
+    for s in sizes_of(torus, steps):
+        held += s.count * (s.folds * s.entries + (s.unit * (2 * s.stay + 3 * s.unit) if traced else 0))
+        forward += 8.0 * s.count * s.folds * s.entries * (s.columns + s.rows)
+        forward += s.count * (16.0 * s.unit**3 + 8.0 * s.stay * s.unit * (s.unit + s.stay))
+        forward += _ENTRYWISE * s.count * (s.folds * s.columns**2 + s.rows**2)
+        if held + 4 * s.count * (s.folds * s.columns * s.rows + s.stay**2) > _MOST_HELD:
             return float("inf"), float("inf")
     for number, step in enumerate(torus.steps, start=1):
         for i, each in step.terms if isinstance(step, Sum) else ():
@@ -158,16 +179,17 @@ def _pass_cost(torus: Torus) -> tuple[float, float]:
 
 
 def closed_cost(torus: Torus) -> float:
-    """Operations of `closed_forms`, about."""
+    """The fewest operations of `closed_forms`, about."""
     symbols, forward = _pass_cost(torus)
-    return symbols + (len(CLOSED) + 4) * forward
+    return symbols + (1 + _PROOF) * forward
 
 
 def search_cost(torus: Torus) -> float:
-    """Operations of `searched`, about."""
+    """The fewest operations of `searched` that are worth it, about."""
     if not any(isinstance(step, Unit) for step in torus.steps):
         return float("inf")
-    return closed_cost(torus) + 2.5 * _STEPS * _pass_cost(torus)[1]
+    symbols, forward = _pass_cost(torus, traced=True)
+    return symbols + (1 + _PROOF + _BOTH_WAYS * _FEWEST) * forward
 
 
 _THEOREM = "LipSDP (Fazlyab et al. 2019) on tori, one Cholesky for each unit and frequency"

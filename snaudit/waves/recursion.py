@@ -38,16 +38,14 @@ def spread(stage: Linear, covariance: np.ndarray) -> np.ndarray:
 
 
 def folded(stage: Linear, covariance: np.ndarray) -> np.ndarray:
-    """Σ_a T_a S(ω_a) T_aᴴ."""
-    count, times, rows, columns = stage.maps.shape
-    half = stage.maps @ spread(stage, covariance)
-    wide = half.transpose(0, 2, 1, 3).reshape(count, rows, times * columns)
-    return wide @ adjoint(stage.maps.transpose(0, 2, 1, 3).reshape(count, rows, times * columns))
+    """Σ_a T_a S(ω_a) T_aᴴ, of a Hermitian S."""
+    return stage.times(adjoint(stage.times(spread(stage, covariance)))).sum(axis=1)
 
 
 def unfolded(stage: Linear, slope: np.ndarray, count: int) -> np.ndarray:
     """∂/∂S of what `folded` makes, from ∂/∂S'."""
-    each = adjoint(stage.maps) @ slope[:, None] @ stage.maps
+    wide = np.broadcast_to(slope[:, None], (len(slope), stage.numbers.shape[1], *slope.shape[1:]))
+    each = stage.back(adjoint(stage.back(wide)))
     if stage.stays:
         return each[:, 0]
     each[stage.turned] = each[stage.turned].conj()
@@ -69,7 +67,11 @@ class Trace:
 
 def rows_after(unit: Activation, stack: np.ndarray) -> np.ndarray:
     """Ē·stack: the kept rows, then α times those that the unit reads."""
-    return np.concatenate([stack[:, unit.kept], unit.low[:, None] * stack[:, unit.read]], axis=1)
+    found = np.zeros((len(stack), len(unit.kept) + len(unit.read), stack.shape[2]), stack.dtype)
+    found[:, : len(unit.kept)] = stack[:, unit.kept]
+    if unit.low.any():
+        found[:, len(unit.kept) :] = unit.low[:, None] * stack[:, unit.read]
+    return found
 
 
 def rows_before(unit: Activation, stack: np.ndarray, order: int) -> np.ndarray:
@@ -89,12 +91,14 @@ def activated(unit: Activation, covariance: np.ndarray, multiplier: np.ndarray) 
     core = np.eye(len(d)) - 0.25 * (d[:, None] * gamma * d)
     np.linalg.cholesky(core - _MARGIN * np.eye(len(d)))
     inverse = np.linalg.inv(core)
+    diagonal, stay = np.arange(len(d)), len(unit.kept)
     sides = 0.5 * rows_after(unit, reads) * d
-    diagonal = np.arange(len(d))
-    sides[:, len(unit.kept) + diagonal, diagonal] += unit.width / d
+    sides[:, stay + diagonal, diagonal] += unit.width / d
     after = sides @ inverse @ adjoint(sides)
-    if len(unit.kept) or unit.low.any():
+    if unit.low.any():
         after += adjoint(rows_after(unit, adjoint(rows_after(unit, covariance))))
+    elif stay:
+        after[:, :stay, :stay] += covariance[:, unit.kept[:, None], unit.kept]
     return symmetric(after), Trace(reads, gamma, inverse, sides, covariance.shape[1])
 
 

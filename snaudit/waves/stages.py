@@ -76,17 +76,41 @@ def _needed(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Linear:
-    """s' = T·s: T (F, A, rows, columns) for each frequency of the new torus and the A of the old that fold onto it.
+    """s' = T·s for each frequency of the new torus and the A of the old that fold onto it, in `parts`: (rows,
+    columns, (F, A, rows, columns) or None for the identity).
 
     numbers, turned: (F, A), the rows of the old torus' grid that these are, and whether conjugated.
     lost: (F, rows, blocks) with |T − exact| ≤ lost, entry by entry, for columns of each `block`.
     """
 
-    maps: np.ndarray
+    parts: tuple[tuple[slice, slice, np.ndarray | None], ...]
     numbers: np.ndarray
     turned: np.ndarray
     lost: np.ndarray
     columns: np.ndarray
+
+    def times(self, stack: np.ndarray) -> np.ndarray:
+        """T·stack, for (F, A, columns, n)."""
+        found = np.zeros((*stack.shape[:2], self.lost.shape[1], stack.shape[3]), complex)
+        for rows, columns, part in self.parts:
+            found[:, :, rows] += stack[:, :, columns] if part is None else part @ stack[:, :, columns]
+        return found
+
+    def back(self, stack: np.ndarray) -> np.ndarray:
+        """Tᴴ·stack, for (F, A, rows, n)."""
+        found = np.zeros((*stack.shape[:2], len(self.columns), stack.shape[3]), complex)
+        for rows, columns, part in self.parts:
+            given = stack[:, :, rows]
+            found[:, :, columns] += given if part is None else part.conj().swapaxes(-1, -2) @ given
+        return found
+
+    def sizes(self, roots: np.ndarray) -> np.ndarray:
+        """Σ_a |T_a|·roots_a, for (F, A, columns)."""
+        found = np.zeros((len(roots), self.lost.shape[1]))
+        for rows, columns, part in self.parts:
+            given = roots[:, :, columns]
+            found[:, rows] += given.sum(axis=1) if part is None else np.einsum("faij,faj->fi", np.abs(part), given)
+        return found
 
     @property
     def stays(self) -> bool:
@@ -144,7 +168,7 @@ def _linear(torus: Torus, step: Step) -> Linear | None:
     rows = [torus.values[i].channels for i in step.after]
     widths = [torus.values[i].channels for i in step.before]
     count, times = places.shape
-    maps = np.zeros((count, times, sum(rows), sum(widths)), complex)
+    parts: list[tuple[slice, slice, np.ndarray | None]] = []
     lost = np.zeros((count, sum(rows), len(widths)))
     for i, top, height in zip(step.after, np.cumsum([0, *rows]), rows, strict=False):
         for k, (j, left, width) in enumerate(zip(step.before, np.cumsum([0, *widths]), widths, strict=False)):
@@ -152,12 +176,16 @@ def _linear(torus: Torus, step: Step) -> Linear | None:
             if block is None:
                 continue
             assert np.array_equal(block.places, places)
-            filled = block.filled().reshape(count, height, times, width)
-            maps[:, :, top : top + height, left : left + width] = filled.transpose(0, 2, 1, 3)
-            lost[:, top : top + height, k] = block.lost[:, None]
+            mine = slice(top, top + height), slice(left, left + width)
+            if block.rows is None and (block.diagonal == 1.0).all():
+                parts.append((*mine, None))
+            else:
+                filled = block.filled().reshape(count, height, times, width)
+                parts.append((*mine, np.ascontiguousarray(filled.transpose(0, 2, 1, 3))))
+            lost[:, mine[0], k] = block.lost[:, None]
     assert len(new) == count
     which = np.repeat(np.arange(len(widths)), widths)
-    return Linear(maps, old.number[places], old.turned[places], lost, which)
+    return Linear(tuple(parts), old.number[places], old.turned[places], lost, which)
 
 
 def _activation(torus: Torus, step: Step) -> Activation | None:
@@ -174,13 +202,34 @@ def _activation(torus: Torus, step: Step) -> Activation | None:
     return Activation(starts[unit.source], kept, unit.low, width)
 
 
-def sizes_of(torus: Torus, steps: list[Step]) -> list[tuple[int, int, int, int, int, int]]:
-    """Of each step: (old frequencies, new ones, columns, rows, the unit's channels, rows that stay with it)."""
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """What counts for the work of one step: frequencies (the old ones that fold, the new ones), columns and rows of
+    its map, the entries of it that are not zero or one, channels of its unit, rows that stay with that."""
+
+    folds: int
+    count: int
+    columns: int
+    rows: int
+    entries: int
+    unit: int
+    stay: int
+
+
+def sizes_of(torus: Torus, steps: list[Step]) -> list[Sizes]:
+    """The sizes of each step."""
     found = []
     for step in steps:
         old, new = (torus.values[group[0]] for group in (step.before, step.after))
         columns, rows = (sum(torus.values[i].channels for i in group) for group in (step.before, step.after))
+        reach = {i: frozenset((i,)) for i in step.before}
+        for i in step.made:
+            reach[i] = frozenset().union(*(reach.get(j, frozenset()) for j in torus.reads(i)))
+        entries = sum(
+            torus.values[i].channels * torus.values[j].channels for i in step.after if i not in step.before for j in reach[i]
+        )
         unit = 0 if step.unit is None else torus.values[step.unit].channels
         stay = sum(torus.values[i].channels for i in step.kept) + unit
-        found.append((math.prod(old.sides), frequencies(new), columns, rows, unit, stay))
+        times = math.prod(old.sides) // math.prod(new.sides)
+        found.append(Sizes(times, frequencies(new), columns, rows, entries, unit, stay))
     return found

@@ -16,7 +16,7 @@ _MOST_HELD = 1 << 24
 """Complex entries of blocks that are held at once."""
 
 
-def measure(torus: Torus) -> Bound:
+def measure(torus: Torus, work: float = math.inf) -> Bound:
     """t_y, where t_k = ‖G_k0‖ + Σ_{j<k} ‖G_kj H_j‖·t_j bounds ‖δz_k‖/‖δx‖ (Fazlyab, Entesari, Roy &
     Chellappa, *Certified robustness via dynamic margin maximization and improved Lipschitz
     regularization*, NeurIPS 2023: LipLT, here on tori and any DAG).

@@ -359,7 +359,7 @@ def test_a_convolutional_network_is_bounded_by_frequencies(tmp_path: Path) -> No
     shapes = {"w0": (4, 3, 3, 3), **{f"w{k}": (4, 4, 3, 3) for k in (1, 2, 3)}, "v": (4 * 16 * 24, 5)}
     path = tmp_path / "model.onnx"
     onnx.save(_made(nodes, [3, 16, 24], shapes, 0), path)
-    network = snaudit.audit(path).network
+    network = snaudit.audit(path, witness_seconds=0).network
     found = {method.name: method.bound.upper for method in network.methods}
     assert network.bound.upper == min(found.values()) == found[multipliers.SEARCH.name]
     assert network.bound.grade is Grade.PROVED and network.bound.upper < 0.7 * found["composition over the graph"]

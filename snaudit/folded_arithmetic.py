@@ -175,6 +175,23 @@ def _dequantize(node: ir.Node, inputs: Inputs, limit: int, fill: Any) -> Any:
     return (numbers * scale.astype(np.float32)).astype(scale.dtype)
 
 
+def _quantize(node: ir.Node, inputs: Inputs, limit: int, fill: Any) -> Any:
+    """x/scale, rounded to the nearest integer (ties to even), plus the zero point, clipped to its type."""
+    x, scale = inputs[0], inputs[1]
+    zero = inputs[2] if len(inputs) > 2 and inputs[2] is not None else np.zeros(scale.shape, np.uint8)
+    if x.dtype != np.float32 or scale.dtype != np.float32 or zero.dtype.name not in ("int8", "uint8", "int16", "uint16"):
+        raise CannotFold("a quantizer of an unusual type")
+    if attribute(node, "output_dtype", 0) or attribute(node, "precision", 0):
+        raise CannotFold("a quantizer of an unusual type")
+    bounded(x.shape, np.dtype(np.float64), limit)
+    scale, offset = _along(node, scale, x.shape), _along(node, zero, x.shape)
+    rounded = np.rint(x / scale).astype(np.float64) + offset
+    if not np.isfinite(rounded).all():
+        raise CannotFold("no number")
+    ends = np.iinfo(zero.dtype)
+    return np.clip(rounded, ends.min, ends.max).astype(zero.dtype)
+
+
 def _along(node: ir.Node, parameter: Any, shape: tuple[int, ...]) -> Any:
     """A scale or zero point, stretched to what it is the scale of."""
     block, rank = attribute(node, "block_size", 0), len(shape)
@@ -221,6 +238,7 @@ OPS: dict[str, Op] = {
     "Not": _elementwise(np.logical_not, "b"),
     "Or": _elementwise(np.logical_or, "b"),
     "Pow": Op(_power, needs=(1,)),
+    "QuantizeLinear": Op(_quantize, needs=(1, 2), may_truncate=True),
     "Range": Op(_range, needs=_ALL),
     "Reciprocal": _elementwise(np.reciprocal, "fV"),
     "ReduceMax": _reduce(np.max),

@@ -207,6 +207,9 @@ def _handle(value: ir.Value | None) -> Tensor | None:
         if node.op_type not in _LINEAR_IN:
             return None
         value = node.inputs[_LINEAR_IN[node.op_type]]
+        codes = folding.roots(node.inputs[0]) if node.op_type == "DequantizeLinear" else ()
+        if any(tensor.is_real for tensor in codes):
+            return None  # what quantizes them may divide by the same scale
     return None
 
 

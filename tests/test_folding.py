@@ -77,6 +77,10 @@ CASES = [
     Case("DequantizeLinear", [QUANTIZED, np.abs(real(6))], {"axis": 0}), Case("DequantizeLinear", [QUANTIZED.view(np.uint8), scalar(0.3), np.asarray(128, np.uint8)]),
     Case("DequantizeLinear", [QUANTIZED, np.abs(real(3, 4)), RNG.integers(-9, 9, (3, 4)).astype(np.int8)], {"axis": 0, "block_size": 2}),
     Case("DequantizeLinear", [QUANTIZED, scalar(0.3, np.float16)]), Case("DequantizeLinear", [RNG.integers(-9, 9, 4).astype(np.int32), scalar(0.3)]),
+    Case("QuantizeLinear", [A * 50, scalar(0.3)]), Case("QuantizeLinear", [A, scalar(0.01), np.asarray(5, np.int8)]),
+    Case("QuantizeLinear", [np.asarray([0.5, 1.5, 2.5, -0.5, 300, -300], np.float32), scalar(1.0), np.asarray(3, np.uint8)]),
+    Case("QuantizeLinear", [A, np.abs(real(4)) + 0.1, RNG.integers(-9, 9, 4).astype(np.int16)]),
+    Case("QuantizeLinear", [A, np.abs(real(3)) + 0.1], {"axis": 0}),
 ]  # fmt: skip
 
 
@@ -184,6 +188,7 @@ BAD = {
     "huge tile": Case("Tile", [A, ints(10**6, 10**6)]), "huge expand": Case("Expand", [ROW, ints(10**9, 4)]), "step 0": Case("Slice", [A, ints(0), ints(1), ints(0), ints(0)]),
     "split": Case("Split", [A, ints(1, 1)], {"axis": 1}, outputs=2), "negative shape": Case("ConstantOfShape", [ints(-1)]), "axis": Case("Concat", [A, A], {"axis": 7}),
     "training": Case("Dropout", [A, scalar(0.5), np.asarray(True)]), "scales": Case("DequantizeLinear", [QUANTIZED, real(5)]), "endless": Case("Range", [np.asarray(0), np.asarray(1), np.asarray(0)]),
+    "no code": Case("QuantizeLinear", [scalar(np.nan), scalar(1.0)]), "no step": Case("QuantizeLinear", [A, scalar(0.0)]),
     "negative power": Case("Pow", [ints(2), ints(-1)]),
 }  # fmt: skip
 

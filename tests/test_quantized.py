@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 from graphs import function_of, make_model, size
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 import snaudit
 from snaudit import pipeline, rules
@@ -331,3 +331,30 @@ def test_arithmetic_on_codes_is_a_gap(op: str, tmp_path: Path) -> None:
     plain = [QUANT, node("Transpose", "q", "p"), node("Relu", "p", "r"), node("DequantizeLinear", "r s z")]
     report = audited(Case(op, plain, BASE, (2, 6)).model(), tmp_path)
     assert report.network.bound.upper == pytest.approx(1.0) and not report.gaps
+
+
+def test_weights_and_factors_that_the_graph_quantizes_are_constants(tmp_path: Path) -> None:
+    """As quantization-aware training exports them: float weights behind a quantizer and a dequantizer."""
+    rng = np.random.default_rng(5)
+    weight, factor = rng.standard_normal((4, 3)).astype(np.float32), np.array([0.5, -1.7, 0.9], np.float32)
+    step = np.array(0.05, np.float32)
+    constants = {"w": weight, "f": factor, "s": step, "t": np.array(0.013, np.float32), "z": np.array(0, np.int8)}
+    nodes = [
+        node("QuantizeLinear", "w s z", "qw"), node("DequantizeLinear", "qw s z", "dw"),
+        node("QuantizeLinear", "f t z", "qf"), node("DequantizeLinear", "qf t z", "df"),
+        node("MatMul", "x dw", "m"), node("Mul", "m df", "y"),
+    ]  # fmt: skip
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, 4])]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)]
+    graph = helper.make_graph(nodes, "g", inputs, outputs, [numpy_helper.from_array(v, k) for k, v in constants.items()])
+    path = tmp_path / "m.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
+    report = snaudit.audit(path)
+    codes = np.clip(np.rint(weight / step), -128, 127) * np.float64(step)
+    scales = np.clip(np.rint(factor / constants["t"]), -128, 127) * np.float64(constants["t"])
+    (layer,) = report.layers
+    assert layer.name == "w" and layer.sigma.lower <= np.linalg.norm(codes, 2) * (1 + 1e-6) <= layer.sigma.upper * (1 + 2e-6)
+    truth = np.linalg.norm(codes * scales, 2)
+    assert truth * (1 - 1e-6) <= report.network.bound.upper <= truth * 1.01
+    with pytest.raises(ConstraintError):
+        snaudit.constrain(path, tmp_path / "capped.onnx", 0.1)

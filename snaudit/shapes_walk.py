@@ -23,7 +23,7 @@ _SIZED_BY = {
 def note_shapes(walk: Walk, node: ir.Node, reads: Iterable[ir.Value], gap: Gap | None) -> None:
     """Note which outputs' shapes may depend on the numbers in the network's input."""
     known = all(o.shape is not None and all(isinstance(d, int) for d in o.shape) for o in node.outputs)
-    steps = any(walk.values[o].jumps for o in node.outputs)
+    steps = any(value_of(walk, o).jumps for o in node.outputs)
     slots = node.inputs[_SIZED_BY[node.op_type]:] if node.op_type in _SIZED_BY else ()
     sized = any(v is not None and not value_of(walk, v).is_constant for v in slots)
     opaque = sized or (gap is not None and gap.code not in _SHAPED_BY_SHAPES)

@@ -40,6 +40,8 @@ def _fault(node: onnx.NodeProto, version: int) -> str | None:
     names = [attribute.name for attribute in node.attribute]
     if len(set(names)) != len(names):
         return "it has an attribute twice"
+    if (node.domain, node.op_type) in _LIKE:
+        return _unlike(node, _LIKE[node.domain, node.op_type])
     schema = _schema(node.op_type, _plain(node.domain), version)
     if schema is None:
         return None
@@ -55,6 +57,20 @@ def _fault(node: onnx.NodeProto, version: int) -> str | None:
             return f"its attribute {attribute.name} is of the wrong kind"
     missing = next((k for k, a in schema.attributes.items() if a.required and k not in names), None)
     return None if missing is None else f"its attribute {missing} is missing"
+
+
+_MICROSOFT = ("FusedConv", "Conv"), ("QLinearConv", "Conv"), ("FusedGemm", "Gemm"), ("QGemm", "Gemm")
+_LIKE = {("com.microsoft", op): like for op, like in _MICROSOFT}
+"""onnxruntime's ops whose weights are read, and the op whose attributes they share."""
+
+
+def _unlike(node: onnx.NodeProto, like: str) -> str | None:
+    schema = _schema(like, "", 11)
+    for attribute in node.attribute:
+        known = None if schema is None else schema.attributes.get(attribute.name)
+        if known is not None and attribute.type != known.type.value:
+            return f"its attribute {attribute.name} is of the wrong kind"
+    return None
 
 
 def _is_needed(schema: onnx.defs.OpSchema, index: int) -> bool:

@@ -371,6 +371,12 @@ def growing(x: torch.Tensor) -> torch.Tensor:
     return x * float(len(items))
 
 
+def folded(x: torch.Tensor) -> list[list[list[int]]]:
+    row = [1] * 4000
+    rows = [row] * 4000
+    return [rows] * 4000
+
+
 def deep(x: torch.Tensor) -> torch.Tensor:
     n = 3
     for i in range(60):
@@ -390,6 +396,7 @@ def drawn(x: torch.Tensor) -> torch.Tensor:
 
 
 REFUSED = {
+    "folded": (folded, "returns too much"),
     "branching": (branching, "branches on what it computes"), "endless": (endless, "too many steps"),
     "growing": (growing, "grows too long"), "deep": (deep, "64 bits"), "written": (written, "may be read elsewhere"),
 }  # fmt: skip
@@ -405,7 +412,7 @@ class Called(nn.Module):
             warnings.simplefilter("ignore")
             self.function = torch.jit.script(function)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor):  # type: ignore[no-untyped-def]
         return self.function(self.lin(x))
 
 

@@ -170,14 +170,19 @@ def _arguments(
     return given
 
 
-def _flat(result: Any, depth: int = 0) -> Iterator[Ref]:
-    if isinstance(result, Ref):
-        yield result
-    elif type(result) in (list, tuple) and depth < 8:
-        for one in result:
-            yield from _flat(one, depth + 1)
-    elif result is not None and type(result) not in (int, float, bool, str):
-        raise NotTaken("its forward returns what is no tensor")
+def _flat(result: Any) -> Iterator[Ref]:
+    """The tensors in nested lists, in order."""
+    left, looked = [result], 0
+    while left:
+        one, looked = left.pop(), looked + 1
+        if looked > 10 * _MOST_OUTPUTS:
+            raise NotTaken("its forward returns too much")
+        if isinstance(one, Ref):
+            yield one
+        elif type(one) in (list, tuple):
+            left += reversed(one)
+        elif one is not None and type(one) not in (int, float, bool, str):
+            raise NotTaken("its forward returns what is no tensor")
 
 
 def _alive(program: Program) -> Program:

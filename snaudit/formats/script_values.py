@@ -194,6 +194,8 @@ def applied(name: str, args: list[Any], keywords: dict[str, Any]) -> Any:
     values = [one.value if isinstance(one, Num) else one for one in args]
     if name in ("eq", "ne", "__contains__") and any(isinstance(one, Ref) for v in values for one in _items(v)):
         raise NotTaken("it compares tensors")
+    if name in ("eq", "ne", "__contains__") and any(type(one) in (list, tuple) for v in values for one in _items(v)[1:]):
+        raise NotTaken("it compares lists of lists")
     if any(isinstance(v, Num) for v in keywords.values()):
         raise NotTaken(f"{name} of a tensor's number by keyword")
     if name in ("mul", "add") and any(type(one) in (list, str) for one in values):

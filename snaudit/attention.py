@@ -96,7 +96,7 @@ class Finder:
 
     def at(self, node: ir.Node) -> Iterator[Shortcut]:
         """The shortcut that ends at an attention's product of weights and values, or at a gate, if there is one; for l2."""
-        yield from gates.find(node, self.fold, self.measure, self.ranges, self.opset)
+        yield from gates.find(node, self.fold, self.measure, self.ranges, self.opset, self._past_norm)
         heads = heads_of(node, self.fold, self.held, self.opset)
         if heads is None:
             return
@@ -137,6 +137,14 @@ class Finder:
             moved = partial(on_scaled, scale=np.ones(width), shift=middle)
             found.append(Ball(moved, source, frobenius_up(half * (1.0 + 2 * U)), 1.0, told))
         return [one for one in found if math.isfinite(one.radius)]
+
+    def _past_norm(self, one: Tokens) -> tuple[Tokens, ir.Value, float]:
+        """(tokens as a function of what the norm at their source makes of its input, that input, the norm's constant)."""
+        node = one.source.producer()
+        if node is None or not is_default(node) or node.outputs[0] is not one.source:
+            return one, one.source, 1.0
+        ball = self._after_norm(one.width, node)
+        return (one, one.source, 1.0) if ball is None else (ball.change(one), ball.data, ball.gain)
 
     def _after_norm(self, width: int, node: ir.Node) -> Ball | None:
         if node.op_type not in ("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"):

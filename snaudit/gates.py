@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -20,7 +20,7 @@ import onnx_ir as ir
 
 from snaudit import enclosed, local_slopes, patterns, slopes
 from snaudit.attributes import attribute
-from snaudit.bound import Bound, Grade, at_most, up
+from snaudit.bound import Bound, Grade, at_most, times_up, up
 from snaudit.domains import is_default
 from snaudit.enclosed import Enclosed
 from snaudit.matching import Fold, Shortcut
@@ -29,6 +29,7 @@ from snaudit.rounding import U, frobenius_up
 from snaudit.tokens import Tokens, trace
 
 Ranges = Callable[[ir.Value], Range]
+Past = Callable[[Tokens], tuple[Tokens, ir.Value, float]]
 _PEELED = 3
 
 
@@ -47,8 +48,13 @@ class _Factor:
         return enclosed.scaled(self.tokens.matrix()[self.features], by)
 
 
-def find(node: ir.Node, fold: Fold, measure: Callable[[np.ndarray], Bound], ranges: Ranges, opset: int) -> Iterator[Shortcut]:
-    """The shortcut past a product of two factors to the tokens that they are functions of; for l2."""
+def find(
+    node: ir.Node, fold: Fold, measure: Callable[[np.ndarray], Bound], ranges: Ranges, opset: int, past: Past
+) -> Iterator[Shortcut]:
+    """The shortcut past a product of two factors to the tokens that they are functions of; for l2.
+
+    past: (tokens as a function of what a norm before them makes of its input, that input, the norm's constant)
+    """
     if not is_default(node) or node.op_type != "Mul" or any(fold(value) is not None for value in node.inputs):
         return
     shapes = [value.shape for value in (*node.inputs, *node.outputs)]
@@ -60,26 +66,31 @@ def find(node: ir.Node, fold: Fold, measure: Callable[[np.ndarray], Bound], rang
         return  # malformed: the rules say so
     if first is None or second is None:
         return
+    is_one = first.tokens.source is second.tokens.source  # before norms: two of one value move differently
+    factors, sources, gains = [], [], []
+    for one in (first, second):
+        tokens, source, gain = past(one.tokens)
+        factors, sources, gains = [*factors, replace(one, tokens=tokens)], [*sources, source], [*gains, gain]
+    first, second = factors
     parts = [one.matrix(one.slopes * other.sizes * (1.0 + 4 * U)) for one, other in ((first, second), (second, first))]
     found = [(one, measure(np.ascontiguousarray(one.centre))) for one in parts]
     told = tuple(sorted(resting((*first.used, *second.used))))
-    sources = [one.tokens.source for one in (first, second)]
-    if sources[0] is not sources[1]:
-        bounds = [_bound(one, bound) for one, bound in found]
+    if not is_one:
+        bounds = [_bound(one, bound, gain) for (one, bound), gain in zip(found, gains, strict=True)]
         if all(bound.bounded for bound in bounds):
             yield Shortcut(node.outputs[0], sources[0], bounds[0], "gate", told, more=((sources[1], bounds[1]),))
         return
     if not np.array_equal(first.order, second.order) or not all(bound.bounded for _, bound in found):
         return
     whole = _stacked(parts, *(bound.upper for _, bound in found))
-    bound = _bound(whole, measure(np.ascontiguousarray(whole.centre)))
+    bound = _bound(whole, measure(np.ascontiguousarray(whole.centre)), gains[0])
     if bound.bounded:
         yield Shortcut(node.outputs[0], sources[0], bound, "gate", told)
 
 
-def _bound(matrix: Enclosed, bound: Bound) -> Bound:
+def _bound(matrix: Enclosed, bound: Bound, gain: float) -> Bound:
     spread = 0.0 if matrix.radius is None else frobenius_up(matrix.radius)
-    return at_most(up(bound.upper + spread), "gate", min(bound.grade, Grade.PROVED))
+    return at_most(times_up(up(bound.upper + spread), gain), "gate", min(bound.grade, Grade.PROVED))
 
 
 def _stacked(parts: list[Enclosed], left: float, right: float) -> Enclosed:

@@ -4,6 +4,7 @@ zero. Each bound is above every Jacobian that a search finds, and not by ranges 
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,8 +14,10 @@ import pytest
 from graphs import Function, composed, fold, function_of, jacobian, make_model, read
 from onnx import helper
 
+import snaudit
 from snaudit import attention as attention_of
 from snaudit import rotations, sigma, tokens
+from snaudit.bound import Grade
 from snaudit.linear import Dense
 from snaudit.ranges import enclosing
 
@@ -243,3 +246,69 @@ def test_no_key_has_more_weight_than_one_against_all_others() -> None:
         truth = 1.0 / (1.0 + (columns - 1) * math.exp(-2.0 * logit))
         assert truth <= most <= truth * (1 + 1e-11)
         assert attention_of._most(SimpleNamespace(masked=True), SimpleNamespace(columns=columns), logit) == 1.0
+
+
+def llama_of(torch: Any) -> Any:
+    """A pre-norm block: RMSNorm, four heads of queries over two of keys and values, rotated, causal; a SwiGLU MLP."""
+    nn, functional = torch.nn, torch.nn.functional
+    width, heads, groups, size, length = 8, 4, 2, 2, 4
+
+    class Norm(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.rand(width) + 0.5)
+
+        def forward(self, x: Any) -> Any:
+            return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-2))
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = Norm(), Norm()
+            shapes = {"q": (width, width), "k": (width, groups * size), "v": (width, groups * size), "o": (width, width),
+                      "gate": (width, 12), "up": (width, 12), "down": (12, width)}  # fmt: skip
+            for name, shape in shapes.items():
+                setattr(self, name, nn.Linear(*shape, bias=False))
+            angle = torch.outer(torch.arange(length).float(), torch.ones(size // 2))
+            self.register_buffer("cos", torch.cat([angle, angle], -1).cos())
+            self.register_buffer("sin", torch.cat([angle, angle], -1).sin())
+
+        def turned(self, x: Any) -> Any:
+            half = torch.cat([-x[..., size // 2 :], x[..., : size // 2]], -1)
+            return x * self.cos + half * self.sin
+
+        def forward(self, x: Any) -> Any:
+            u = self.first(x)
+            q, k, v = (p(u).view(1, length, -1, size).transpose(1, 2) for p in (self.q, self.k, self.v))
+            q, k = self.turned(q), self.turned(k)
+            k, v = (z[:, :, None].expand(1, groups, 2, length, size).reshape(1, heads, length, size) for z in (k, v))
+            y = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+            x = x + self.o(y.transpose(1, 2).reshape(1, length, width))
+            u = self.second(x)
+            return x + self.down(functional.silu(self.gate(u)) * self.up(u))
+
+    torch.manual_seed(0)
+    return Block().eval(), torch.zeros(1, length, width)
+
+
+@pytest.mark.parametrize("opset", [18, 23])
+@pytest.mark.filterwarnings("ignore")
+def test_a_block_with_rotations_groups_and_gates_from_torch_is_bounded_end_to_end(opset: int, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("onnxscript")
+    block, example = llama_of(torch)
+    path = tmp_path / "block.onnx"
+    torch.onnx.export(block, (example,), path, opset_version=opset, dynamo=True, verbose=False, external_data=False)
+    report = snaudit.audit(path)
+    names = [name for name, _ in report.network.contributions]
+    assert not report.gaps and report.network.bound.grade is Grade.PROVED
+    assert "attention" in names and "gate" in names
+    block = block.double()
+    best = 0.0
+    for scale in (0.01, 0.1, 1.0):
+        for seed in range(4):
+            torch.manual_seed(seed)
+            x = torch.randn(example.shape, dtype=torch.float64) * scale
+            matrix = torch.autograd.functional.jacobian(block, x).reshape(example.numel(), -1)
+            best = max(best, float(torch.linalg.matrix_norm(matrix, 2)))
+    assert best <= report.network.bound.upper <= 500 * best

@@ -55,6 +55,23 @@ def test_no_jacobian_on_a_box_is_above(kind: str, seed: int) -> None:
         assert "gate" not in [name for name, _ in found.contributions]
 
 
+def test_two_norms_of_one_value_move_apart() -> None:
+    """They agree on no direction: each factor has a part of its own, and the parts add."""
+    rng = np.random.default_rng(5)
+    weights = {"W": rng.standard_normal((D, H)), "V": rng.standard_normal((D, H)), "gamma": rng.uniform(0.5, 2.0, D)}
+    nodes = [node("LayerNormalization", "x gamma", "u", epsilon=0.5), node("RMSNormalization", "x gamma", "r", epsilon=0.5),
+             node("MatMul", "u W", "f"), node("MatMul", "r V", "g"), node("Mul", "f g")]  # fmt: skip
+    model = make_model(nodes, {"x": (1, N, D)}, weights, opset=23)
+    norms = {name: norms_of(weights[w]) for name, w in (("f", "W"), ("g", "V"))}
+    found = composed(model, operators=norms)
+    assert [name for name, _ in found.contributions] == ["gate", "gate"]
+    count = N * D
+    seen = max(climbed(function_of(model)[0], np.full(count, -r), np.full(count, r), rng) for r in (0.3, 1.0))
+    parts = [bound for _, bound in found.contributions]
+    assert seen <= found.bound.upper * (1 + 1e-5)
+    assert found.bound.upper == pytest.approx(sum(parts), rel=1e-12)
+
+
 def test_a_square_attains_its_bound() -> None:
     """(u + 1)·(u + 1) on [0, 1], as a product of two maps: the slope 4 at its end."""
     weights = {"W": np.eye(D), "one": np.ones(D)}

@@ -46,8 +46,8 @@ def assumptions_of(
     graph = walk.model.graph
     found = []
     if pair.only is not None:
-        names = f": {', '.join(pair.others)}" if pair.others else ""
-        found.append(f"the input {pair.only.name} alone varies; all others are held fixed, at whatever value{names}")
+        held = f"; the others are held fixed, at whatever value: {', '.join(pair.others)}" if pair.others else ""
+        found.append(f"the input {pair.only.name} alone varies{held}")
     if len(pair.outputs) < len(graph.outputs):
         found.append(f"the output {', '.join(v.name or '?' for v in pair.outputs)} alone counts")
     real = [v.name or "?" for v in graph.inputs if v.name in stacked.sources]

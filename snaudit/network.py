@@ -33,7 +33,7 @@ from snaudit.ranges import UNKNOWN, Range, middle_of
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from snaudit import confined, lipschitz
+    from snaudit import between_cuts, confined, lipschitz
     from snaudit.pairs import Pair
     from snaudit.matching import Shortcut
 
@@ -191,7 +191,7 @@ def _composition_of(
     compose = Composer(model, layers, {r.name: r.norm for r in results}, meter)
     plain = found = compose(())
     name, seconds = "composition over the graph", time.perf_counter() - started
-    ways, box, notes = (), confined.Box(), ()
+    ways, box = (), confined.Box()
     if meter.settings.norm == "l2" and found.bound.known:  # behind a gap no section makes the whole finite
         box = compose.box(found)
         ways = between_cuts.measure(model.graph, meter.norm_of, compose.pair, found.nodes, found.held, box)
@@ -205,10 +205,6 @@ def _composition_of(
         found = compose([shortcut for way in ways for shortcut in way.shortcuts], None, box.narrower)
         name = _winner(methods, found.bound)
     taken = origins.sections_of(ways, {name for name, _ in found.contributions})
-    best: tuple[Lever, ...] = ()
-    if explain:
-        best = _levers(compose, plain, found.bound, box, taken)
-        notes = origins.notes_of(ways, compose.names, found.nodes) if meter.settings.norm == "l2" and found.bound.known else ()
     network = NetworkResult(
         replace(found.bound, method=name),
         tuple(OutputResult(*one, rests) for one, rests in zip(found.outputs, found.rests, strict=True)),
@@ -220,11 +216,23 @@ def _composition_of(
         factors=plain.contributions,
         sections=taken,
         besides=tuple(part for part in plain.contributions if part[0] not in compose.norms),
-        levers=best,
-        notes=notes,
         scope=scope_of(meter.settings),
     )
-    return network, found.gaps
+    return (_explained(network, compose, plain, box, ways) if explain else network), found.gaps
+
+
+def _explained(
+    network: NetworkResult, compose: Composer, plain: lipschitz.Composition, box: confined.Box,
+    ways: Sequence[between_cuts.Way],
+) -> NetworkResult:  # fmt: skip
+    """The network's result with the layers that would lower it most, and what kept it from being tighter."""
+    from snaudit import origins
+
+    settings, notes = compose.meter.settings, ()
+    if settings.norm == "l2" and plain.bound.known:
+        notes = origins.notes_of(ways, compose.names, plain.nodes, bool(settings.input_size))
+    found = _levers(compose, plain, network.bound, box, network.sections)
+    return replace(network, levers=found, notes=notes)
 
 
 def _levers(

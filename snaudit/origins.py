@@ -34,10 +34,10 @@ def sections_of(ways: Sequence[Way], taken: Collection[str]) -> tuple[SectionRes
 
 
 def notes_of(
-    ways: Sequence[Way], layers: Mapping[ir.Value, str], nodes: Collection[ir.Node]
+    ways: Sequence[Way], layers: Mapping[ir.Value, str], nodes: Collection[ir.Node], is_sized: bool = False
 ) -> tuple[str, ...]:
     """Why layers that follow one another, with nothing between them that sections do not understand, are in
-    no section: how many, and what is too large or of unknown size."""
+    no section: how many, and what is too large or of unknown size; `is_sized`: though the user gave the inputs'."""
     inside = {value for way in ways for short in way.shortcuts for value in _between(short.source, short.output)}
     outside = {v: name for v, name in layers.items() if v not in inside and v.producer() in nodes}
     large, open_, most = set(), set(), 0
@@ -55,9 +55,8 @@ def notes_of(
         why = f"values of up to {most:,} entries are too many for the methods that fit there"
         found.append(f"{_count(large)} a stretch that is not bounded as one: {why}, and norms are multiplied")
     if open_:
-        found.append(
-            f"{_count(open_)} a stretch of open size, which is not bounded as one: --input-size may tighten the bound"
-        )
+        remedy = "" if is_sized else ": --input-size may tighten the bound"
+        found.append(f"{_count(open_)} a stretch of open size, which is not bounded as one{remedy}")
     return tuple(found)
 
 

@@ -297,7 +297,7 @@ def test_a_gate_on_a_pair_says_what_it_is_about(saved, capsys) -> None:
     one = snaudit.check(path, max_lipschitz=2.0, of_output="p", from_input="x")
     assert one.verdict is snaudit.Verdict.PASS
     assert one.network.assumptions[0] == (
-        "the input x alone varies; all others are held fixed, at whatever value: z"
+        "the input x alone varies; the others are held fixed, at whatever value: z"
     )
     assert [output.name for output in one.network.outputs] == ["p"]
     other = snaudit.check(path, limits=Limits(max_lipschitz=2.0), of_output="p", from_input="z")

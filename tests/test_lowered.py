@@ -176,6 +176,8 @@ PRODUCTS = [
     ),
     case("FusedMatMul", {"x": (2, 3, 2, 5), "z": (3, 2, 5, 4)}, transBatchA=1, alpha=-2.0),
     case("FusedMatMul", {"x": (2, 4)}, {"w": random(5, 4)}, transB=1),
+    case("FusedMatMul", {"x": (2, 1, 4, 3), "z": (3, 5, 4)}, transA=1, transB=1),
+    case("FusedMatMul", {"x": (4, 3), "z": (2, 4, 5)}, transA=1),
     case("FusedMatMul", {"x": (3, 4)}, {"w": random(4)}, alpha=3.0),
     case("TransposeMatMul", {"x": (4, 2)}, {"w": random(4, 5)}, transA=1, alpha=0.5),
 ]  # fmt: skip
@@ -398,6 +400,9 @@ REFUSED = [
     case("FusedGemm", {"x": (3, 4)}, {"w": random(4, 5), "c": random(5)}, activation="LeakyRelu"),
     case("FusedGemm", {"x": (3, 4)}, {"w": random(4, 5), "c": random(5)}, activation="Elu", activation_beta=1.0),
     case("FusedMatMul", {"x": (3, 4)}, {"w": random(4, 5), "c": random(5)}, reads="x,w,c"),
+    case("FusedMatMul", {"x": (2, 4, 3)}, {"w": random(4)}, transA=1),
+    case("FusedMatMul", {"x": (3, 4)}, {"w": random(4, 5)}, transBatchA=1),
+    case("FusedMatMul", {"x": (3, 2, 4)}, {"w": random(4, 5)}, transBatchA=1),
     case("SkipLayerNormalization", TOKENS | {"z": (2, 5, 8)}, {"g": GAMMA}, outputs=("y", "m")),
     case("SkipLayerNormalization", TOKENS | {"z": (2, 5, 8)}, {"g": GAMMA}, axis=1),
     case("BiasSoftmax", {"x": (2, 3, 4)}, {"b": random(3, 4)}, axis=1, is_inner_broadcast=0),
@@ -474,3 +479,27 @@ def test_a_second_output_without_a_rule_is_a_gap_of_its_own(tmp_path: Path) -> N
     (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
     report = snaudit.audit(tmp_path / "m.onnx")
     assert [gap.where for gap in report.gaps] == ["node"] and not report.network.bound.bounded
+
+
+def test_fused_ops_in_the_branches_of_an_if_are_written_there(tmp_path: Path) -> None:
+    """They read constants from outside, and one node's name stands in both branches."""
+    weight, bias = random(3, 3), random(3)
+
+    def branch(name: str, *nodes: onnx.NodeProto) -> onnx.GraphProto:
+        return helper.make_graph(list(nodes), name, [], [onnx.ValueInfoProto(name=nodes[-1].output[0])])
+
+    fused = helper.make_node("FusedMatMul", ["x", "w"], ["a"], name="n", domain=MICROSOFT, transB=1, alpha=0.5)
+    branches = {
+        "then_branch": branch("t", fused, helper.make_node("BiasGelu", ["a", "b"], ["c"], name="m", domain=MICROSOFT)),
+        "else_branch": branch("e", helper.make_node("FusedGemm", ["x", "w", "b"], ["c"], name="n", domain=MICROSOFT, activation="Relu")),
+    }
+    nodes = [helper.make_node("If", ["flag"], ["y"], **branches)]
+    model = model_of(nodes, {"x": (2, 3), "flag": ()}, {"w": weight, "b": bias}, ["y"], kinds={"flag": "bool"})
+    written = rewritten(model)
+    for flag in (True, False):
+        feed = {"x": random(2, 3).astype(np.float32), "flag": np.array(flag)}
+        np.testing.assert_allclose(outputs_of(written, feed)[0], outputs_of(model, feed)[0], rtol=1e-5, atol=1e-5)
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    report = snaudit.audit(tmp_path / "m.onnx")
+    sigma = np.linalg.norm(weight.astype(np.float32).astype(float), 2)
+    assert sigma * (1 - 1e-6) <= report.network.bound.upper <= sigma * 1.001 and len(report.layers) >= 1

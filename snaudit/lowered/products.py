@@ -87,6 +87,13 @@ def _turned(call: Call, index: int, trans: bool, batch: bool) -> str:
 
 
 def _matmul(call: Call, output: str) -> str:
+    """alpha·A·B. What onnxruntime does with transposed stacks and vectors together is its own affair."""
+    flags = [name for name in _SIDES[:4] if call.attribute(name, 0)]
+    ranks = {call.rank(i) for i in (0, 1)} if flags else {2}
+    if min(ranks) < 2:
+        raise Kept("transposes a stack of matrices beside a vector")
+    if any("Batch" in name for name in flags) and (len(ranks) > 1 or min(ranks) < 3):
+        raise Kept("moves a batch that one of its inputs does not have")
     sides = [
         _turned(call, index, bool(call.attribute(f"trans{side}", 0)), bool(call.attribute(f"transBatch{side}", 0)))
         for index, side in enumerate("AB")
@@ -121,7 +128,7 @@ _ACTIVATIONS = "activation of a known name with all its parameters"
 ROWS = (
     Lowering("FusedConv", fused_convolution, "Conv, Add, activation", _ACTIVATIONS),
     Lowering("FusedGemm", fused_gemm, "Gemm, activation", _ACTIVATIONS),
-    Lowering("FusedMatMul", fused_matmul, "Transpose, MatMul, Mul", "known rank of what is transposed"),
-    Lowering("TransposeMatMul", fused_matmul, "Transpose, MatMul, Mul", "known rank of what is transposed"),
+    Lowering("FusedMatMul", fused_matmul, "Transpose, MatMul, Mul", "known ranks where an input is transposed; then no vector"),
+    Lowering("TransposeMatMul", fused_matmul, "Transpose, MatMul, Mul", "known ranks where an input is transposed; then no vector"),
     Lowering("FusedMatMulActivation", fused_matmul_activation, "Transpose, MatMul, Mul, activation", _ACTIVATIONS),
 )

@@ -29,6 +29,8 @@ _DIRECTIONS = 3072
 _ENTRIES = 1 << 24
 _ROWS = 32
 _PATIENCE = 300
+_SMALL = 100
+"""Entries up to which whole Jacobians are taken, whatever is known already."""
 
 
 class Spent(Exception):
@@ -99,11 +101,13 @@ def length(vector: np.ndarray, norm: Norm) -> float:
 
 
 def ascend(search: Search) -> None:
-    """Fill `search.best`. Deterministic for a seed, as long as the time does not end it."""
+    """Fill `search.best`; from what is there, if something is. Deterministic for a seed, as long as the time
+    does not end it."""
     try:
         with np.errstate(all="ignore"):
+            started = bool(search.best) and search.size > _SMALL
             _glance(search)
-            for scale in _BASES:
+            for scale in () if started else _BASES:
                 _around(search, search.rng.standard_normal(search.size) * scale, max(scale, 0.1))
             before = 0.0
             while search.best and search.ranked()[0][0] > before * 1.002:

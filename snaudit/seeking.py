@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,174 +14,13 @@ import numpy as np
 
 from snaudit.ascent import NOISE, Search, ascend, length
 from snaudit.bound import down
-from snaudit.box import Asked
-from snaudit.running import open_session, samples
+from snaudit.evaluating import Graph, Network, NoWitness, opened, short
 from snaudit.stated import ends_of
 
 EVALUATIONS = 6000
 _CONFIRMED = 4
-
-
-class NoWitness(Exception):
-    """There is none; the message says why."""
-
-
-@dataclass(slots=True)
-class Network:
-    """The graph's real outputs as a function of its real inputs, in float32 and in float64.
-
-    Other inputs are held fixed. `low` runs in onnxruntime; `high` there where its kernels know
-    double, else in ONNX's reference implementation.
-    """
-
-    names: list[str]
-    shapes: list[tuple[int, ...]]
-    narrow: list[bool]
-    """Whether the input is stored as float16: points are rounded to it."""
-    fixed: dict[str, np.ndarray]
-    low: Any
-    high: Any
-    how: str
-    box: tuple[np.ndarray, np.ndarray] | None = None
-    """Ends for all entries, in which points stay."""
-    held: dict[str, np.ndarray] = field(default_factory=dict)
-    """Real inputs that are constants of the graph, and their values."""
-
-    @property
-    def size(self) -> int:
-        return sum(math.prod(shape) for shape in self.shapes)
-
-    def feed(self, x: np.ndarray, dtype: Any) -> dict[str, np.ndarray]:
-        ends = np.cumsum([0, *(math.prod(shape) for shape in self.shapes)])
-        parts = zip(self.names, self.shapes, ends, ends[1:], strict=False)
-        return {name: x[a:b].reshape(shape).astype(dtype) for name, shape, a, b in parts} | self.fixed
-
-    def point(self, x: np.ndarray) -> np.ndarray:
-        """The nearest point whose entries the inputs' stored type holds, in the box."""
-        x = np.asarray(x, np.float64)
-        x = x.astype(np.float16 if all(self.narrow) else np.float32).astype(np.float64)
-        if self.box is not None:
-            x = np.clip(x, *self.box)
-        return x
-
-    def value(self, x: np.ndarray) -> np.ndarray | None:
-        """f(x) as onnxruntime computes it in float32; None where it refuses."""
-        try:
-            return joined(self.low.run(None, self.feed(x, np.float32)))
-        except Exception:  # onnxruntime's errors share no base class
-            return None
-
-    def precise(self, x: np.ndarray) -> np.ndarray:
-        """f(x), computed in float64."""
-        return joined(self.high.run(None, self.feed(x, np.float64)))
-
-
-def joined(outputs: list[Any]) -> np.ndarray:
-    """All real outputs as one vector."""
-    real = [o for o in outputs if isinstance(o, np.ndarray) and np.issubdtype(o.dtype, np.floating)]
-    return np.concatenate([np.asarray(o, np.float64).ravel() for o in real] or [np.zeros(0)])
-
-
-def network(
-    path: Path, seed: int, asked: Asked | None, sizes: tuple[str, ...] = (), focus: Mapping[str, Any] = {}
-) -> Network:
-    """The graph in a file, its inputs of the sizes given as `--input-size` does. Raises NoWitness for what
-    cannot be run, or has no real input or output.
-
-    focus: the one output and the one input that count (of, only), and what the others are held at (held)."""
-    import onnx
-    from onnx.external_data_helper import load_external_data_for_model
-
-    from snaudit import fixing
-    from snaudit.formats.onnx_sizes import bind_sizes
-
-    model = onnx.ModelProto.FromString(path.read_bytes())
-    bind_sizes(model.graph, sizes)  # the runtime holds to fixed dimensions: no pair of another size
-    load_external_data_for_model(model, str(path.parent))
-    if focus.get("of") is not None:
-        fixing.keep_output(model.graph, focus["of"])
-    session, high = _copies(model)
-    feed, held = _sample(session, seed), {}
-    if focus.get("only") is not None:
-        try:
-            held = focus.get("held") or fixing.held_at(model.graph, feed, focus["only"], asked)
-            fixing.fix(model.graph, held)
-        except fixing.Unfixed as error:
-            raise NoWitness(str(error)) from error
-        session, high = _copies(model)
-        feed = _sample(session, seed)
-    narrow = {v.name: v.type.tensor_type.elem_type == onnx.TensorProto.FLOAT16 for v in model.graph.input}
-    real = [name for name, array in feed.items() if array.dtype == np.float32]
-    if not real or not sum(feed[name].size for name in real):
-        raise NoWitness("the graph has no real-valued input")
-    fixed = {name: array for name, array in feed.items() if name not in real}
-    shapes = [feed[name].shape for name in real]
-    evaluator, how = _precise(high, feed)
-    box = ends_of(asked, real, shapes)
-    return Network(real, shapes, [narrow.get(n, False) for n in real], fixed, session, evaluator, how, box, held)
-
-
-def _copies(model: Any) -> tuple[Any, Any]:
-    """(a session of the graph in float32, the graph in float64). Raises NoWitness."""
-    import onnx
-
-    from snaudit.formats.onnx_graph import with_shapes
-    from snaudit.lowered import for_evaluation
-    from snaudit.precision import Unfit, in_precision
-
-    try:
-        low = in_precision(model, onnx.TensorProto.FLOAT)
-        high = in_precision(model, onnx.TensorProto.DOUBLE)
-        for_evaluation(high, lambda copy: with_shapes(copy, []))
-    except Unfit as error:
-        raise NoWitness(str(error)) from error
-    try:
-        return open_session(low.SerializeToString()), high
-    except Exception as error:
-        raise NoWitness(f"onnxruntime does not run the graph: {_short(error)}") from error
-
-
-def _sample(session: Any, seed: int) -> dict[str, np.ndarray]:
-    """The first sample input that the graph runs on, twice with one result."""
-    error: Exception | None = None
-    for feed in samples(session, seed):
-        try:
-            first, second = (joined(session.run(None, feed)) for _ in range(2))
-        except Exception as caught:
-            error = error or caught
-            continue
-        if not first.size:
-            raise NoWitness("the graph has no real-valued output")
-        if not (np.isfinite(first).all() and np.isfinite(second).all()):
-            error = error or ValueError("its outputs are not finite")
-            continue
-        if not np.array_equal(first, second):
-            raise NoWitness("two runs on one input differ: the graph is random")
-        return feed
-    raise NoWitness(f"onnxruntime does not run the graph on random input: {_short(error)}")
-
-
-def _precise(high: Any, feed: dict[str, np.ndarray]) -> tuple[Any, str]:
-    """(what evaluates the graph in float64, its name): onnxruntime where all its kernels know double, which
-    some say only when they run."""
-    wide = {name: a.astype(np.float64) if a.dtype == np.float32 else a for name, a in feed.items()}
-    try:
-        session = open_session(high.SerializeToString())
-        session.run(None, wide)
-        return session, "float64 in onnxruntime"
-    except Exception:  # no kernel for double
-        from onnx.reference import ReferenceEvaluator
-
-        from snaudit.kernels import fitting
-
-        try:
-            return ReferenceEvaluator(high, new_ops=fitting(high)), "float64 in ONNX's reference implementation"
-        except Exception as error:
-            raise NoWitness(f"nothing evaluates the graph in float64: {_short(error)}") from error
-
-
-def _short(error: Exception | None) -> str:
-    return " ".join(str(error).split())[:120]
+_COLUMNS = 3072
+_SOFT = (0.3, 0.1, 0.03)
 
 
 def lower_end(net: Network, x: np.ndarray, y: np.ndarray, norm: Any) -> float:
@@ -209,13 +46,21 @@ def lower_end(net: Network, x: np.ndarray, y: np.ndarray, norm: Any) -> float:
     return down(found) if math.isfinite(found) and found > 0.0 else 0.0
 
 
-def sought(net: Network, request: dict[str, Any], deadline: float) -> dict[str, Any]:
-    """The answer: the best pair that the search found and float64 confirmed."""
+def sought(graph: Graph, request: dict[str, Any], deadline: float) -> tuple[Network, dict[str, Any]]:
+    """(the graph at the size of the answer, the answer): the best pair that the search found and float64
+    confirmed. Loading torch is not counted as time of the search."""
     norm, rng = request["norm"], np.random.default_rng(request["seed"])
+    net = graph.network()
+    affine = _is_affine(net, request["seed"])
+    if not affine:
+        net, loading = graph.graded()
+        deadline += loading
     search = Search(net.value, net.shapes, norm, net.point, rng, request.get("evaluations", EVALUATIONS), deadline)
     cost = _price(net)
     rounds = int(np.clip((deadline - time.process_time()) * 0.5 / max(2 * cost, 1e-9), 1, _CONFIRMED))
     search.deadline = deadline - 2.2 * rounds * cost
+    if net.program is not None:
+        _climb(net, search)
     ascend(search)
     best: tuple[float, Any, Any] = (0.0, None, None)
     for guess, x, y in search.ranked()[:rounds]:
@@ -223,7 +68,38 @@ def sought(net: Network, request: dict[str, Any], deadline: float) -> dict[str, 
             best = max(best, (lower_end(net, x, y, norm), x, y), key=lambda kept: kept[0])
     if best[1] is None:
         raise NoWitness("no pair of inputs moved the outputs by more than rounding may")
-    return {"lower": best[0], "x": best[1], "y": best[2], "evaluations": search.seen + 4 * rounds}
+    found = {"lower": best[0], "x": best[1], "y": best[2], "evaluations": search.seen + 4 * rounds}
+    without = "" if affine or net.program is not None else f" (no gradients: {net.ungraded})"
+    return net, found | {"found": f"ascent by {'gradients' if net.program is not None else 'values'}{without}"}
+
+
+def _is_affine(net: Network, seed: int) -> bool:
+    """Whether the function looks affine, and its columns can all be taken: then no gradients are needed."""
+    if net.size > _COLUMNS:
+        return False
+    rng, zero = np.random.default_rng(seed), net.point(np.zeros(net.size))
+    for scale in (0.1, 1.0, 10.0):
+        x, y = (net.point(scale * rng.standard_normal(net.size)) for _ in range(2))
+        start, one, other, both = (net.value(p) for p in (zero, x, y, net.point(x + y)))
+        if start is None or one is None or other is None or both is None:
+            return False
+        with np.errstate(all="ignore"):
+            moved = float(np.abs(both - start).max())
+            if not 0.0 < moved < math.inf or not np.abs(both - one - other + start).max() <= 1e-4 * moved:
+                return False
+    return True
+
+
+def _climb(net: Network, search: Search) -> None:
+    """Search with gradients, for most of the time; leave a sixth of the evaluations for values alone."""
+    from snaudit.climbing import climb
+
+    evaluations, deadline = search.evaluations, search.deadline
+    search.evaluations = 2 * evaluations
+    search.deadline = time.process_time() + 0.85 * (deadline - time.process_time())
+    program = net.program.narrowed()
+    climb(search, program.at, [program.softened(width).at for width in _SOFT] if program.has_corners() else ())
+    search.evaluations, search.deadline = search.seen + evaluations // 6, deadline
 
 
 def _price(net: Network) -> float:
@@ -265,7 +141,7 @@ def _check_sizes(net: Network) -> None:
 
 
 def _focus(request: dict[str, Any]) -> dict[str, Any]:
-    """What `network` is to keep to; of a pair that is run again, what it held is held."""
+    """What the graph is to keep to; of a pair that is run again, what it held is held."""
     focus = dict(request.get("focus") or {})
     only = focus.get("only")
     if only is not None and "x" in request:
@@ -282,17 +158,18 @@ def answer(request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
     started = time.process_time()
     try:
         asked = None if request.get("box") is None else tuple(request["box"])
-        focus = _focus(request)
-        net = network(Path(request["path"]), request["seed"], asked, tuple(request.get("sizes", ())), focus)
-        replay = "x" in request
-        deadline = started + request["seconds"]
-        found = replayed(net, request) if replay else sought(net, request, deadline)
+        graph = opened(Path(request["path"]), request["seed"], asked, tuple(request.get("sizes", ())), _focus(request))
+        if "x" in request:
+            net = graph.network()
+            found = replayed(net, request)
+        else:
+            net, found = sought(graph, request, started + request["seconds"])
     except NoWitness as error:
         return {"note": str(error)}, b""
     except MemoryError:
         return {"note": "the graph needs more memory than its limit"}, b""
     except Exception as error:  # a graph may break its runtime in any way: then there is no witness
-        return {"note": f"the graph could not be run ({type(error).__name__}: {_short(error)})"}, b""
+        return {"note": f"the graph could not be run ({type(error).__name__}: {short(error)})"}, b""
     still = [net.held[name].ravel() for name in net.held]
     points = np.stack([np.concatenate([found.pop(end), *still]) for end in ("x", "y")]).astype(np.float64)
     shapes = [*net.shapes, *(array.shape for array in net.held.values())]

@@ -94,8 +94,7 @@ def _read(settings: Settings, found: dict[str, Any], raw: bytes) -> Witness:
         Point(name, shape, x[a:b].tobytes(), y[a:b].tobytes())
         for name, shape, a, b in zip(found["names"], shapes, ends, ends[1:], strict=False)
     )
-    how = "replayed pair" if settings.replay is not None else "ascent from values"
-    method = f"{how}, {found['how']}"
+    method = f"{found.get('found', 'replayed pair')}, {found['how']}"
     return Witness(settings.norm, found["lower"], found["evaluations"], found["seconds"], method, points)
 
 

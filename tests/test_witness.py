@@ -18,7 +18,7 @@ from onnx import helper, numpy_helper
 from op_cases import RESIZED
 
 import snaudit
-from snaudit import cli, pipeline, seeking, witness
+from snaudit import cli, evaluating, pipeline, seeking, witness
 from snaudit.bound import NORMS, Bound, Grade, Norm
 from snaudit.errors import SoundnessError
 from snaudit.findings import NetworkResult, Settings, Witness
@@ -123,10 +123,10 @@ def test_rounding_that_hides_in_a_graph_costs_tightness_only(tmp_path: Path) -> 
 
 def test_an_evaluator_that_errs_costs_tightness_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_model([node("MatMul", "x w")], {"x": [1, 3]}, {"w": np.diag([1.0, 2.0, 3.0])})
-    right = seeking.Network.precise
-    monkeypatch.setattr(seeking.Network, "precise", lambda self, x: right(self, x) * 1.01)
+    right = evaluating.Network.precise
+    monkeypatch.setattr(evaluating.Network, "precise", lambda self, x: right(self, x) * 1.01)
     assert 2.9 < sought(model, tmp_path)["lower"] < 3.0
-    monkeypatch.setattr(seeking.Network, "precise", lambda self, x: right(self, x) * 3.0)
+    monkeypatch.setattr(evaluating.Network, "precise", lambda self, x: right(self, x) * 3.0)
     assert sought(model, tmp_path).get("lower", 0.0) < 3.0
 
 

@@ -17,7 +17,7 @@ _MODES = ("half_pixel", "half_pixel_symmetric", "pytorch_half_pixel", "align_cor
 
 
 @dataclass(frozen=True, slots=True)
-class _Kind:
+class Kind:
     """How positions are mapped and entries mixed; as in ONNX's reference."""
 
     mode: str
@@ -117,17 +117,17 @@ def resize(step: Step) -> tuple[Value, ...]:
     return (through(step.data(), gain),)
 
 
-def _kind(step: Step) -> _Kind:
+def _kind(step: Step) -> Kind:
     old = step.node.op_type == "Upsample" or step.opset < 11
     coordinates = "asymmetric" if old else step.attribute("coordinate_transformation_mode", "half_pixel")
-    kind = _Kind(
+    kind = Kind(
         step.attribute("mode", "nearest"),
         coordinates,
         "floor" if old else step.attribute("nearest_mode", "round_prefer_floor"),
         float(step.attribute("cubic_coeff_a", -0.75)),
         bool(step.attribute("exclude_outside", 0)),
     )
-    kind = _Kind("linear", *_rest(kind)) if kind.mode == "bilinear" else kind
+    kind = Kind("linear", *_rest(kind)) if kind.mode == "bilinear" else kind
     if kind.mode not in ("nearest", "linear", "cubic") or coordinates not in _MODES:
         raise Unbounded(
             f"Resize with mode {kind.mode}, {coordinates} is not bounded yet",
@@ -143,7 +143,7 @@ def _kind(step: Step) -> _Kind:
     return kind
 
 
-def _rest(kind: _Kind) -> tuple[str, str, float, bool]:
+def _rest(kind: Kind) -> tuple[str, str, float, bool]:
     return kind.coordinates, kind.nearest, kind.cubic, kind.exclude
 
 
@@ -187,7 +187,7 @@ def _given(step: Step) -> tuple[np.ndarray | None, np.ndarray | None]:
     return (scales.ravel().astype(np.float64) if filled else None), (None if sizes is None else sizes.ravel())
 
 
-def _axis(kind: _Kind, size: int | None, out: int | None, scale: float | None, step: Step) -> Bound:
+def _axis(kind: Kind, size: int | None, out: int | None, scale: float | None, step: Step) -> Bound:
     if size is not None and out is not None and size * out <= _LARGEST and size > 0 and out > 0:
         return kind.norm(size, out, out / size if scale is None else scale, step)
     whole = scale is not None and scale > 0 and (scale == int(scale) or 1 / scale == int(1 / scale))

@@ -23,6 +23,8 @@ from snaudit.bound import Norm
 _COST = 6
 """Evaluations that a pair with its two vector-Jacobian products counts for."""
 _POWER = 12
+_FEW = 16
+"""Outputs up to which whole Jacobians are taken."""
 _STEPS = 60
 _LOOK = 6
 """Every so many steps over a smooth function the true one is looked at."""
@@ -31,8 +33,10 @@ _SCALES = (1.0, 0.0, 0.1, 10.0, 100.0)
 _REACH = 0.1
 _AGAIN = ((0.03, False), (0.1, True), (0.1, False), (0.3, True))
 """How far to go and whether to start from somewhere beside the best pair, in turn."""
-_WAYS: dict[Norm, int] = {"l2": 1, "l1": 4, "linf": 4}
-"""Directions to start from at a middle: the power method ends at the first of many maxima for l1 and linf."""
+_WAYS = 3
+"""Pairs to begin with of each size where there are few inputs, else one."""
+_SMALL = 100
+"""Entries up to which random steps lead somewhere."""
 _ALIKE = 1e-4
 """Gains at far places that are so alike, relatively, are a linear function's."""
 
@@ -76,9 +80,11 @@ def climb(search: Search, at: At, smooth: Sequence[At] = ()) -> None:
             if found[-1].gain > best.gain * (1.0 - _ALIKE):
                 _measured(search, _powered(search, at, best.middle, best.pull, best.apart, 0.0) or best)
                 return
-            for pair in found:
+            for pair in found[: 2 * len(_SCALES)]:
                 best = _better(search, best, _climbed(search, at, smooth or (at,), pair, _REACH))
             for reach, shaken in itertools.cycle(_AGAIN):
+                if search.size <= _SMALL:
+                    best = _better(search, best, _strolled(search, at, best))
                 pair = _shaken(search, best) if shaken else best
                 best = _better(search, best, _climbed(search, at, smooth or (at,), pair, reach))
     except Spent:
@@ -103,9 +109,8 @@ def _starts(search: Search) -> Iterator[tuple[np.ndarray, np.ndarray, float]]:
             yield low + (high - low) * rng.random(size), rng.standard_normal(size), _NEAR * width
         return
     for scale in _SCALES:
-        middle = rng.standard_normal(size) * scale
-        for _ in range(_WAYS[search.norm]):
-            yield middle, rng.standard_normal(size), _NEAR * max(scale, 0.1)
+        for _ in range(_WAYS if size <= _SMALL else 1):
+            yield rng.standard_normal(size) * scale, rng.standard_normal(size), _NEAR * max(scale, 0.1)
     yield rng.random(size), rng.standard_normal(size), _NEAR
 
 
@@ -158,11 +163,15 @@ def _largest(vector: np.ndarray) -> np.ndarray:
 
 
 def _powered(
-    search: Search, at: At, middle: np.ndarray, direction: np.ndarray, apart: float, enough: float = 0.01
+    search: Search, at: At, middle: np.ndarray, start: np.ndarray, apart: float, enough: float = 0.01
 ) -> Pair | None:
-    """The best pair about a middle that steps of the power method come to, while a step gains `enough`."""
+    """The pair about a middle in the direction that f stretches most there: from the whole Jacobian where
+    few outputs have few rows, else what steps of the power method come to, while a step gains `enough`."""
     best = None
-    direction = _inner(direction, search.norm)
+    direction = _exact(search, at, middle) if enough else None
+    if direction is not None:
+        return _pair(search, at, middle, direction, apart)
+    direction = _inner(start, search.norm)
     for _ in range(_POWER if enough else 10 * _POWER):
         pair = _pair(search, at, middle, direction, apart)
         if pair is None or not pair.pull.any():
@@ -173,6 +182,21 @@ def _powered(
             break
         direction = _inner(pair.pull, search.norm)
     return best
+
+
+def _exact(search: Search, at: At, middle: np.ndarray) -> np.ndarray | None:
+    """The direction that the Jacobian at a point stretches most; None where it has many rows."""
+    tape = at(search.point(middle))
+    count = tape.value.size
+    search.seen += 1 + count * (count <= _FEW)
+    if count > _FEW:
+        return None
+    rows = np.stack([tape.back(u) for u in np.eye(count)])
+    if search.norm == "l2":
+        return _inner(np.linalg.svd(rows, full_matrices=False)[2][0], "l2")
+    if search.norm == "l1":
+        return _largest(np.abs(rows).sum(axis=0))
+    return _inner(rows[int(np.abs(rows).sum(axis=1).argmax())], "linf")
 
 
 def _climbed(search: Search, at: At, smooth: Sequence[At], pair: Pair, reach: float) -> Pair:
@@ -188,10 +212,26 @@ def _climbed(search: Search, at: At, smooth: Sequence[At], pair: Pair, reach: fl
         heading = 0.7 * heading + 0.3 * near.turn / (float(np.linalg.norm(near.turn)) or 1.0)
         middle = near.middle + stride * (1.0 - step / _STEPS) * heading
         if step % _LOOK == _LOOK - 1:
-            seen = _pair(search, at, middle, direction, pair.apart)
+            seen = _looked(search, at, middle, direction, pair.apart)
+            direction = direction if seen is None else seen.direction
             best = seen if seen is not None and seen.gain > best.gain else best
     last = _powered(search, at, best.middle, best.pull, best.apart)
     return last if last is not None and last.gain > best.gain else best
+
+
+def _looked(search: Search, at: At, middle: np.ndarray, direction: np.ndarray, apart: float) -> Pair | None:
+    exact = _exact(search, at, middle)
+    return _pair(search, at, middle, direction if exact is None else exact, apart)
+
+
+def _strolled(search: Search, at: At, pair: Pair) -> Pair:
+    """The best pair that random steps, long ones first, come to; each is kept where it helps."""
+    size = float(np.abs(pair.middle).mean()) + pair.apart
+    for step in np.geomspace(1.0, 0.01, _STEPS):
+        middle = pair.middle + step * size * search.rng.standard_normal(search.size)
+        seen = _looked(search, at, middle, pair.direction, pair.apart)
+        pair = seen if seen is not None and seen.gain > pair.gain else pair
+    return pair
 
 
 def _shaken(search: Search, pair: Pair) -> Pair:

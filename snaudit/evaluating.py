@@ -110,9 +110,9 @@ class Graph:
         """The graph without gradients, at the first size that it runs at."""
         return self._at(self.first(), None, "not sought")
 
-    def graded(self) -> tuple[Network, float]:
+    def graded(self, seconds: float) -> tuple[Network, float]:
         """(the graph with gradients at the first size where it has them, else without at the first size at
-        all; processor seconds that loading torch took).
+        all; processor seconds that loading torch took). After so many more no other size is tried.
 
         Too small an image leaves nothing after the last of many pools: that is no size to look at.
         """
@@ -129,7 +129,7 @@ class Graph:
             if program is not None:
                 return self._at(feed, program, ""), loaded
             first = first or (feed, ungraded)
-            if hopeless:
+            if hopeless or time.process_time() > started + loaded + seconds:
                 break
         assert first is not None
         return self._at(first[0], None, first[1]), loaded

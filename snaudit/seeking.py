@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from pathlib import Path
@@ -20,6 +21,8 @@ from snaudit.stated import ends_of
 EVALUATIONS = 6000
 _CONFIRMED = 4
 _COLUMNS = 3072
+_SLOW = 0.1
+"""The part of the time that a run may take where gradients, worth a dozen runs each, are to be of use."""
 _SOFT = (0.3, 0.1, 0.03)
 
 
@@ -52,8 +55,12 @@ def sought(graph: Graph, request: dict[str, Any], deadline: float) -> tuple[Netw
     norm, rng = request["norm"], np.random.default_rng(request["seed"])
     net = graph.network()
     affine = _is_affine(net, request["seed"])
-    if not affine:
-        net, loading = graph.graded()
+    started = time.process_time()
+    net.value(net.point(np.zeros(net.size)))
+    if time.process_time() - started > _SLOW * (deadline - started):
+        net.ungraded = "one run takes too much of the time given"
+    elif not affine:
+        net, loading = graph.graded(0.3 * (deadline - time.process_time()))
         deadline += loading
     search = Search(net.value, net.shapes, norm, net.point, rng, request.get("evaluations", EVALUATIONS), deadline)
     cost = _price(net)
@@ -98,7 +105,9 @@ def _climb(net: Network, search: Search) -> None:
     search.evaluations = 2 * evaluations
     search.deadline = time.process_time() + 0.85 * (deadline - time.process_time())
     program = net.program.narrowed()
-    climb(search, program.at, [program.softened(width).at for width in _SOFT] if program.has_corners() else ())
+    smooth = [program.softened(width).at for width in _SOFT] if program.has_corners() else []
+    with contextlib.suppress(RuntimeError):  # torch has no memory left: values alone need less
+        climb(search, program.at, smooth)
     search.evaluations, search.deadline = search.seen + evaluations // 6, deadline
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 import torch
 from onnx import helper, numpy_helper
+from onnx.inliner import inline_local_functions
 from onnx.reference import ReferenceEvaluator
 
 from snaudit.differentiable import MICROSOFT, ROWS
@@ -86,9 +87,7 @@ class Program:
         kept: dict[int, Tensor] = {}
 
         def narrow(given: Any) -> Any:
-            if not isinstance(given, torch.Tensor) or given.dtype != torch.float64:
-                return given
-            return kept.setdefault(id(given), given.float())
+            return kept.setdefault(id(given), _single(given)) if isinstance(given, torch.Tensor) else given
 
         steps = [
             _Step(s.row, replace(s.call, real=torch.float32), [narrow(i) for i in s.inputs], s.outputs)
@@ -125,14 +124,14 @@ def traced(model: onnx.ModelProto, feed: Mapping[str, np.ndarray], real: Sequenc
     """(the graph as a program of its real inputs, the others held at the feed's; its value there). Raises
     NoGradient, and whatever torch raises for sizes that do not fit."""
     if model.functions:
-        model = onnx.inliner.inline_local_functions(model)
+        model = inline_local_functions(model)
     double = any(feed[name].dtype == np.float64 for name in real)
     program = Program([feed[name].shape for name in real], torch.float64 if double else torch.float32)
     opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 1)
     tracer = _Tracer(program, opset, list(model.opset_import))
     names = {name: _Seen(array) for name, array in feed.items()}
     for slot, name in enumerate(real):
-        names[name] = _Seen(tracer.torch(feed[name]), slot)
+        names[name] = _Seen(_single(tracer.torch(feed[name])), slot)  # single: the way is traced, not its numbers
     tracer.slots = len(real)
     with torch.no_grad():
         tracer.graph(model.graph, names)
@@ -142,7 +141,7 @@ def traced(model: onnx.ModelProto, feed: Mapping[str, np.ndarray], real: Sequenc
         value = tracer.tensor(seen)
         if value.is_floating_point():
             program.ends.append(value if seen.slot is None else seen.slot)
-            values.append(value.reshape(-1).numpy())
+            values.append(value.reshape(-1).double().numpy())
     for number, step in enumerate(program.steps):
         program.last |= {slot: number for slot in step.inputs if isinstance(slot, int)}
     program.last |= {end: len(program.steps) for end in program.ends if isinstance(end, int)}
@@ -201,9 +200,10 @@ class _Tracer:
         return self._call(node, inputs)
 
     def _call(self, node: onnx.NodeProto, inputs: list[_Seen | None]) -> list[_Seen]:
-        row, call = ROWS[node.op_type], Call(node.op_type, self.opset, _attributes(node), _used(node), self.program.real)
+        real = self.program.real
+        row, call = ROWS[node.op_type], Call(node.op_type, self.opset, _attributes(node), _used(node), real)
         given = [None if seen is None else self.tensor(seen) for seen in inputs]
-        found = row(call, *given)
+        found = row(replace(call, real=torch.float32), *(_single(tensor) for tensor in given))
         found = found if isinstance(found, tuple) else (found,)
         outputs = [_Seen(value, self.slots + i) for i, value in enumerate(found)]
         slots = [seen.slot if seen.value is not None else None for seen in outputs]
@@ -300,6 +300,10 @@ def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
 def _used(node: onnx.NodeProto) -> int:
     """How many outputs the node has, unnamed ones at the end not counted."""
     return max((i + 1 for i, name in enumerate(node.output) if name), default=0)
+
+
+def _single(given: Any) -> Any:
+    return given.float() if isinstance(given, torch.Tensor) and given.dtype == torch.float64 else given
 
 
 def _array(value: Any) -> Any:

@@ -21,7 +21,7 @@ from snaudit.formats import read
 from snaudit.model import Model
 
 _MEMORY = 6 << 30
-_GRACE = 10.0
+_GRACE = 20.0
 """Wall-clock seconds that a child has besides twice its processor time: it starts, and others run."""
 
 

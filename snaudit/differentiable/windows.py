@@ -70,7 +70,7 @@ def conv(call: Call, x: Given, weight: Given, bias: Given = None) -> Tensor:
 
 def conv_transpose(call: Call, x: Given, weight: Given, bias: Given = None) -> Tensor:
     """The whole scattered sum, of which pads at both ends are cut off."""
-    kernel, axes = weight.shape[2:], weight.ndim - 2
+    axes = weight.ndim - 2
     strides = call.get("strides", [1] * axes)
     dilations = call.get("dilations", [1] * axes)
     more = call.get("output_padding", [0] * axes)

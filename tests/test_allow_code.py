@@ -98,7 +98,7 @@ def test_a_branch_on_data_is_a_gap_with_its_name(tmp_path: Path, capsys: pytest.
 
 @pytest.mark.parametrize("kind, said", [(Endless, "processor time was used up|did not end within"), (Huge, "RuntimeError")])
 def test_code_that_does_not_end_or_is_too_large(kind: Any, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(architecture, "CODE_LIMITS", Limits(memory=8 << 30, seconds=5.0))
+    monkeypatch.setattr(architecture, "CODE_LIMITS", Limits(memory=8 << 30, seconds=3.5))
     path = scripted(kind(), tmp_path / "m.pt")
     with pytest.raises(SnauditError) as caught:
         snaudit.audit(path, input_size=("1,3",), allow_code=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -173,3 +174,10 @@ def test_an_interface_knows_no_member(path: Path) -> None:
     """What every member builds on names none of them; `formats.source` is what formats read through."""
     own = {name for name in imports_of(path) if name.split(".")[0] == path.parent.name}
     assert own <= {"formats.source"}, own
+
+
+def test_the_map_of_the_house_names_every_file_and_folder() -> None:
+    text = (PACKAGE.parent / "docs" / "house.md").read_text()
+    named = set(re.findall(r"`([a-z_0-9]+)[/.a-z_]*`", text))
+    here = {path.stem for path in PACKAGE.glob("*.py")} | {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert here - {"__init__", "__main__"} <= named, here - named

@@ -80,7 +80,7 @@ def _mapped(linear: Linear, covariance: np.ndarray) -> np.ndarray:
 def _activated(unit: Activation, covariance: np.ndarray, multiplier: np.ndarray) -> np.ndarray | None:
     """A Hermitian S' after a unit, proved; None where it is not."""
     try:
-        after, _ = activated(unit, covariance, multiplier)
+        after, _ = activated(unit, covariance, multiplier, margin=0.0)
     except np.linalg.LinAlgError:
         return None
     diagonal = np.einsum("kii->ki", after)

@@ -18,7 +18,7 @@ from snaudit.waves.symbols import frequencies, symbol_cost
 
 _MOST_HELD = 1 << 25
 """Complex entries of symbols and covariances that are held at once."""
-_STEPS = 150
+_STEPS = 400
 _FEWEST = 8
 """Steps of a search below which it is not begun."""
 _ENTRYWISE = 300.0

@@ -16,7 +16,8 @@ import numpy as np
 
 from snaudit.waves.stages import Activation, Linear, Stages
 
-_MARGIN = 1e-6
+_MARGIN = 1e-5
+"""How far a search stays from multipliers that are too large, so that what it finds has a proof."""
 
 
 def adjoint(stack: np.ndarray) -> np.ndarray:
@@ -83,13 +84,15 @@ def rows_before(unit: Activation, stack: np.ndarray, order: int) -> np.ndarray:
     return found
 
 
-def activated(unit: Activation, covariance: np.ndarray, multiplier: np.ndarray) -> tuple[np.ndarray, Trace]:
+def activated(
+    unit: Activation, covariance: np.ndarray, multiplier: np.ndarray, margin: float = _MARGIN
+) -> tuple[np.ndarray, Trace]:
     """The covariance after a unit. Raises LinAlgError for multipliers that are too large."""
     d = np.sqrt(multiplier)
     reads = covariance[:, :, unit.read]
     gamma = reads[:, unit.read]
     core = np.eye(len(d)) - 0.25 * (d[:, None] * gamma * d)
-    np.linalg.cholesky(core - _MARGIN * np.eye(len(d)))
+    np.linalg.cholesky(core - margin * np.eye(len(d)))
     inverse = np.linalg.inv(core)
     diagonal, stay = np.arange(len(d)), len(unit.kept)
     sides = 0.5 * rows_after(unit, reads) * d

@@ -22,7 +22,6 @@ from snaudit.bound import (
     chain,
     exactly,
     larger,
-    meet,
     scaled,
     stacked,
     total,
@@ -89,7 +88,6 @@ def test_what_has_no_bound_gets_none_by_a_logarithm() -> None:
     for found in (chain(huge, UNBOUNDED), total([huge, UNBOUNDED]), stacked([huge, UNBOUNDED], "linf")):
         assert not found.known and numerals.upper_of(found) == "unbounded"
     assert not scaled(huge, math.inf).known
-    assert meet(UNBOUNDED, huge) == huge and meet(huge, exactly(3.0)).upper == 3.0
     larger_one = scaled(huge, 10.0)
     assert huge.size < larger_one.size < UNBOUNDED.size and exactly(1e308).size < huge.size
     assert policy.judge(huge, 1.7e308) is Verdict.UNDECIDED

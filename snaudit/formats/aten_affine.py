@@ -12,7 +12,6 @@ from snaudit.formats.aten_calls import (
     Untranslated,
     Writer,
     absent,
-    axis_of,
     flag,
     integer,
     integers,

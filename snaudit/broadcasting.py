@@ -33,7 +33,8 @@ def dims(value: Any) -> tuple[Dim, ...] | None:
 def _dim(dim: Any) -> Dim:
     if isinstance(dim, int):
         return dim if dim >= 0 else None
-    return getattr(dim, "value", None)
+    name = getattr(dim, "value", None)
+    return name if name and any(letter.isalnum() for letter in name) else None  # "?" stands for unlike sizes
 
 
 def spread(own: Sequence[Dim] | None, others: Sequence[Sequence[Dim] | None]) -> Spread:

@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from snaudit import enclosed
+from snaudit.broadcasting import Dim, dims, spread
 from snaudit.domains import is_default, plain
 from snaudit.enclosed import Enclosed
 from snaudit.rounding import SAFE, TINY, U, gamma
@@ -119,7 +120,25 @@ def _written_out(node: ir.Node, fold: Fold, held: _Held, opset: int) -> Heads | 
 
 
 def _past(node: ir.Node, fold: Fold, held: _Held) -> tuple[ir.Value, float] | None:
-    """(r, s) where a node is s·r, plus a constant or with −∞ in some places."""
+    """(r, s) where a node is s·r, plus a constant or with −∞ in some places, and r is not copied."""
+    found = _inside(node, fold, held)
+    if found is None:
+        return None
+    others = [_dims(v, fold) for v in node.inputs if v is not None and v is not found[0]]
+    copies = spread(dims(found[0]), others)
+    return found if copies.count == 1 and not copies.meets else None
+
+
+def _dims(value: ir.Value, fold: Fold) -> tuple[Dim, ...] | None:
+    known = dims(value)
+    if known is not None and all(isinstance(d, int) for d in known):
+        return known
+    array = fold(value)
+    return known if array is None else array.shape
+
+
+def _inside(node: ir.Node, fold: Fold, held: _Held) -> tuple[ir.Value, float] | None:
+    """`_past`, whatever broadcasting copies."""
     op = node.op_type
     if op == "Where" and held(node.inputs[0]):  # a finite number in a logit's place leaves its key's weight
         return next(((a, 1.0) for a, b in (node.inputs[1:3], node.inputs[2:0:-1]) if _masks(fold(b))), None)
@@ -158,7 +177,7 @@ def _operator(node: ir.Node, fold: Fold, held: _Held, opset: int) -> Heads | Non
     attributes = {name: a.value for name, a in node.attributes.items()}
     if any(v is not None for v in inputs[4:6]) or attributes.get("softcap", 0.0):
         return None
-    if inputs[3] is not None and not held(inputs[3]):
+    if any(v is not None and not held(v) for v in (inputs[3], inputs[6])):
         return None
     parts = [trace(v, fold) for v in inputs[:3]]
     counts = [attributes.get("q_num_heads"), *(attributes.get("kv_num_heads"),) * 2]
@@ -167,7 +186,7 @@ def _operator(node: ir.Node, fold: Fold, held: _Held, opset: int) -> Heads | Non
     again = query.labels.shape[1] // key.labels.shape[1]
     key, value = (replace(one, labels=np.repeat(one.labels, again, axis=1)) for one in (key, value))
     scale = attributes.get("scale") or 1.0 / math.sqrt(query.labels.shape[-1])
-    masked = inputs[3] is not None or bool(attributes.get("is_causal", 0))
+    masked = inputs[3] is not None or inputs[6] is not None or bool(attributes.get("is_causal", 0))
     return _put_together(query, key, value, float(scale), masked)
 
 
@@ -200,9 +219,9 @@ def _packed(node: ir.Node, fold: Fold, held: _Held, opset: int) -> Heads | None:
 
 def _multi_head(node: ir.Node, fold: Fold, held: _Held, opset: int) -> Heads | None:
     """com.microsoft.MultiHeadAttention with separate 3-D inputs and no cache; the bias is packed."""
-    inputs = [*node.inputs, *(None,) * 8]
+    inputs = [*node.inputs, *(None,) * 10]
     attributes = {name: a.value for name, a in node.attributes.items()}
-    if None in inputs[:3] or any(v is not None for v in inputs[6:8]):
+    if None in inputs[:3] or any(v is not None for v in inputs[6:10]):
         return None
     if any(v is not None and not held(v) for v in (inputs[4], inputs[5])):
         return None
@@ -270,6 +289,10 @@ def _tables(parts: tuple[Tokens, ...]) -> list[tuple[np.ndarray, np.ndarray]] | 
 
 def _of_one_example(parts: list[tuple[Tokens, np.ndarray]]) -> bool:
     """Whether a head meets tokens of one example only, where their number is not known."""
+    open_ones = dict.fromkeys(one.source for one, _ in parts if one.per_example is not None)
+    names = {(dims(source) or (None,))[0] for source in open_ones}
+    if len(open_ones) > 1 and (len(names) > 1 or None in names):
+        return False  # of two unlike numbers of examples one may be 1, and copied
     met = [np.unique(tokens // one.per_example) for one, tokens in parts if one.per_example is not None]
     return not met or (len(met) == len(parts) and len(np.unique(np.concatenate(met))) == 1)
 

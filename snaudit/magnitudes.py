@@ -99,7 +99,7 @@ def _entrywise(graph: Graph, node: ir.Node, square: ir.Value) -> Iterator[Shortc
     )
     bound = replace(bound, grade=Grade.ASSUMED) if assumes else bound
     first, *more = sources
-    yield Shortcut(node.outputs[0], first, bound, "magnitude", assumes, slopes, tuple(more))
+    yield Shortcut(node.outputs[0], first, bound, "magnitude", assumes, slopes=slopes, also=tuple(more))
 
 
 def _terms(graph: Graph, value: ir.Value) -> list[ir.Value]:

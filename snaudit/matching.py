@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -36,6 +36,7 @@ class Shortcut:
     bound: Bound
     name: str
     assumes: tuple[str, ...] = ()
+    _: KW_ONLY
     slopes: Interval | None = None
     gated: Gated | None = None
     also: tuple[ir.Value, ...] = ()

@@ -312,3 +312,48 @@ def test_a_block_with_rotations_groups_and_gates_from_torch_is_bounded_end_to_en
             matrix = torch.autograd.functional.jacobian(block, x).reshape(example.numel(), -1)
             best = max(best, float(torch.linalg.matrix_norm(matrix, 2)))
     assert best <= report.network.bound.upper <= 500 * best
+
+
+def attending(middle: list[onnx.NodeProto], end: str, inputs: dict[str, Any], **weights: np.ndarray) -> onnx.ModelProto:
+    """Written-out attention of x over itself (or over z, where that is an input), `middle` between logits and softmax."""
+    memory = "z" if "z" in inputs else "x"
+    eyes = {"Wq": 0.1 * np.eye(2), "Wk": 0.1 * np.eye(2), "Wv": np.eye(2)}
+    nodes = [node("MatMul", "x Wq", "q"), node("MatMul", f"{memory} Wk", "k"), node("MatMul", f"{memory} Wv", "v"),
+             node("Transpose", "k", "kt", perm=[0, 2, 1]), node("MatMul", "q kt", "l"), *middle,
+             node("Softmax", end, "p", axis=-1), node("MatMul", "p v", "y")]  # fmt: skip
+    return make_model(nodes, inputs, eyes | weights)
+
+
+MASKS = {
+    "added": ([node("Add", "l M", "m")], {"M": np.random.default_rng(0).standard_normal((25, 2, 2))}),
+    "put in": ([node("Where", "M l inf", "m")], {"M": np.broadcast_to(np.tril(np.ones((2, 2), bool)), (25, 2, 2)).copy(), "inf": np.array(-np.inf)}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", MASKS)
+def test_a_mask_that_copies_the_logits_is_counted(case: str) -> None:
+    middle, weights = MASKS[case]
+    model = attending(middle, "m", {"x": (1, 2, 2)}, **weights)
+    bound = composed(model, box={"x": (-1.0, 1.0)}).bound
+    function, count = function_of(model)
+    assert climbed(function, -np.ones(count), np.ones(count), np.random.default_rng(1), 5) <= bound.upper
+    plain = attending([node("Add", "l M", "m")], "m", {"x": (1, 2, 2)}, M=np.zeros((1, 2, 2)))
+    assert composed(plain, box={"x": (-1.0, 1.0)}).bound.upper < 1.6  # one of the logits' own shape is still seen past
+
+
+@pytest.mark.parametrize(("first", "second", "finite"), [("A", "B", False), ("?", "?", False), ("A", "A", True)])
+def test_memories_of_another_number_of_examples_may_be_copied(first: str, second: str, finite: bool) -> None:
+    """With one example of z for a hundred of x, each entry of z acts a hundred times."""
+    model = attending([], "l", {"x": (first, 1, 2), "z": (second, 3, 2)})
+    bound = composed(model, box={"x": (-0.1, 0.1), "z": (-0.1, 0.1)}).bound
+    assert bound.known == finite and (not finite or bound.upper < 1.1)
+
+
+def test_a_number_of_keys_that_count_is_a_mask() -> None:
+    """nonpad_kv_seqlen = 1: one key has all the weight, and √8 is attained."""
+    inputs = {"x": (1, 8, 4)}
+    eyes = {"Wq": 0.1 * np.eye(4), "Wk": 0.1 * np.eye(4), "Wv": np.eye(4), "L": np.array([1])}
+    nodes = [*(node("MatMul", f"x W{a}", a) for a in "qkv"),
+             node("Attention", "q k v _ _ _ L", "y", q_num_heads=1, kv_num_heads=1)]  # fmt: skip
+    bound = composed(make_model(nodes, inputs, eyes, opset=24), box={"x": (-0.01, 0.01)}).bound
+    assert math.sqrt(8.0) <= bound.upper

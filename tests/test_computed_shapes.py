@@ -105,3 +105,23 @@ def test_a_branch_with_names_of_the_graph_stays_an_if(tmp_path: Path) -> None:
         return  # refused as a whole is fine, too
     shapes = {o.name: o.shape for n in model.graph.graph for o in n.outputs}
     assert shapes["size2"] == [1, 1]
+
+
+def test_branches_beside_each_other_may_share_names(tmp_path: Path) -> None:
+    """The first If is settled, the second is not, and both call what they make "h": a size of one is none of the other."""
+    x = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, 3])
+    choice = helper.make_tensor_value_info("choice", onnx.TensorProto.BOOL, [])
+    sizes = helper.make_tensor_value_info("sizes", onnx.TensorProto.INT64, [2])
+    nodes = [
+        N("If", ["yes"], ["a"], then_branch=branch("t1", [N("Relu", ["x"], ["h"])], "h"),
+          else_branch=branch("e1", [N("Neg", ["x"], ["g"])], "g")),
+        N("If", ["choice"], ["b"], then_branch=branch("t2", [N("Expand", ["x", "sizes"], ["h"])], "h"),
+          else_branch=branch("e2", [N("Neg", ["x"], ["n"]), N("Expand", ["n", "sizes"], ["h"])], "h")),
+        N("MatMul", ["b", "W"], ["y"]), N("MatMul", ["a", "W"], ["z"]),
+    ]  # fmt: skip
+    held = [onnx.numpy_helper.from_array(np.array(True), "yes"), onnx.numpy_helper.from_array(np.eye(3, dtype=np.float32), "W")]
+    graph = helper.make_graph(nodes, "g", [x, choice, sizes], [onnx.ValueInfoProto(name=n) for n in "yz"], held)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), tmp_path / "m.onnx")
+    outputs = {output.name: output.bound for output in snaudit.audit(tmp_path / "m.onnx").network.outputs}
+    assert outputs["z"].upper == pytest.approx(1.0, rel=1e-6)
+    assert not outputs["y"].known or outputs["y"].upper >= 5**0.5  # sizes = (5, 3) copies x five times

@@ -9,6 +9,7 @@ inferred again. Sizes that this fixes are taken over; nothing else of the copy i
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
@@ -33,17 +34,18 @@ def settled(proto: onnx.ModelProto, read: Read, infer: Infer) -> tuple[ir.Model,
     """
     model, tensors = read(proto)
     seen: set[str] = set()
+    twice = _ambiguous(proto.graph)
     for _ in range(_MOST_ROUNDS):
         if not _open(proto.graph):
             break
-        known = dict(_computed(model.graph))
+        known = {name: array for name, array in _computed(model.graph) if name not in twice}
         if not set(known) - seen:
             break
         seen = set(known)
         copy = onnx.ModelProto()
         copy.CopyFrom(proto)
-        _put(copy.graph, known)
-        if not _take_over(proto.graph, infer(copy).graph):
+        inlined = _put(copy.graph, known)
+        if not _take_over(proto.graph, infer(copy).graph, twice, inlined):
             break
         model, tensors = read(proto)
     return model, tensors
@@ -87,9 +89,34 @@ def _small(value: ir.Value) -> np.ndarray | None:
         return None
 
 
-def _put(graph: onnx.GraphProto, known: dict[str, np.ndarray]) -> None:
-    """Replace the nodes that make known numbers by these, and each If whose condition is known by its branch."""
+def _ambiguous(graph: onnx.GraphProto) -> set[str]:
+    """The names that stand for more than one value: branches beside each other may share them."""
+    often = Counter(name for one in _every_graph(graph) for name in _defined(one))
+    return {name for name, count in often.items() if count > 1}
+
+
+def _defined(graph: onnx.GraphProto) -> Iterator[str]:
+    held = {tensor.name for tensor in graph.initializer}
+    yield from held
+    yield from (value.name for value in graph.input if value.name not in held)
+    yield from (name for node in graph.node for name in node.output if name)
+
+
+def _every_graph(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """The graph and all that are nested in it."""
+    stack = [graph]
+    while stack:
+        one = stack.pop()
+        yield one
+        for attribute in (a for node in one.node for a in node.attribute):
+            stack += [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]
+
+
+def _put(graph: onnx.GraphProto, known: dict[str, np.ndarray]) -> set[str]:
+    """Replace the nodes that make known numbers by these, and each If whose condition is known by its branch;
+    the names that the branches taken in make."""
     made = {name for node in graph.node for name in node.output} | {t.name for t in graph.initializer}
+    before = set(made)
     nodes = list(_chosen(graph, known, made))
     del graph.node[:]
     held = {tensor.name for tensor in graph.initializer}
@@ -101,6 +128,7 @@ def _put(graph: onnx.GraphProto, known: dict[str, np.ndarray]) -> None:
                     held.add(name)
         else:
             graph.node.append(node)
+    return made - before
 
 
 def _chosen(graph: onnx.GraphProto, known: dict[str, np.ndarray], made: set[str]) -> Iterator[onnx.NodeProto]:
@@ -125,13 +153,17 @@ def _chosen(graph: onnx.GraphProto, known: dict[str, np.ndarray], made: set[str]
         stack += [*reversed(ends), *reversed(body.node)]
 
 
-def _take_over(graph: onnx.GraphProto, inferred: onnx.GraphProto) -> bool:
-    """Whether a size was fixed: each that is a number in `inferred` and open in the graph, in branches too."""
-    found = {value.name: value for value in (*inferred.value_info, *inferred.output)}
+def _take_over(graph: onnx.GraphProto, inferred: onnx.GraphProto, twice: set[str], inlined: set[str]) -> bool:
+    """Whether a size was fixed: each that is a number in `inferred` and open in the graph or in a branch taken in.
+
+    Values are told by their names, so those that several graphs define keep what they had.
+    """
+    found = {value.name: value for value in (*inferred.value_info, *inferred.output) if value.name not in twice}
     changed = False
     for body in _graphs(graph):
         there = {value.name: value for value in (*body.value_info, *body.output)}
-        for name in [name for node in body.node for name in node.output if name in found]:
+        names = [name for node in body.node for name in node.output if name in found]
+        for name in names if body is graph else [name for name in names if name in inlined]:
             if not found[name].type.tensor_type.HasField("shape"):
                 continue
             if name not in there:

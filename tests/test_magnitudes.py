@@ -118,9 +118,10 @@ def test_a_held_gap_before_a_magnitude_stays_one() -> None:
     assert [gap.op for gap in found.gaps] == ["Exp"]
 
 
-def test_every_square_counts() -> None:
+@pytest.mark.parametrize("order", ["ab", "ba"])
+def test_every_square_counts(order: str) -> None:
     """√((Vz)² + (Wx)²) with V a thousand times W."""
-    nodes = [N("MatMul", ["z", "V"], ["a"]), N("MatMul", ["x", "W"], ["b"]), *squares("b", "a"), N("Sqrt", ["s"], ["y"])]
+    nodes = [N("MatMul", ["z", "V"], ["a"]), N("MatMul", ["x", "W"], ["b"]), *squares(*order), N("Sqrt", ["s"], ["y"])]
     norms: dict[str, dict[Norm, float]] = {"a": dict.fromkeys(NORMS, 1000.0), "b": dict.fromkeys(NORMS, 1.0)}
     model = make_model(nodes, {"x": (1, 2), "z": (1, 2)}, {**WEIGHTS, "V": 1000.0 * np.eye(2), "W": np.eye(2)})
     assert composed(model, operators=norms).bound.upper == pytest.approx(1000.0)

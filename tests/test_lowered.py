@@ -18,8 +18,8 @@ import snaudit
 from snaudit.errors import UnreadableModel
 from snaudit.formats.onnx_graph import with_shapes
 from snaudit.kernels import fitting
-from snaudit.lowered import ROWS, evaluated, for_evaluation, lowered
-from snaudit.lowered.interface import MICROSOFT, NCHWC
+from snaudit.lowered import ROWS, evaluated, for_evaluation, lowered, stand_in
+from snaudit.lowered.interface import MICROSOFT, NCHWC, Call
 from snaudit.precision import in_precision
 
 RNG = np.random.default_rng(0)
@@ -469,6 +469,47 @@ def test_the_rank_that_a_product_needs_is_known_from_the_products_before() -> No
     assert {op for domain, op in ops_of(written) if domain} == {"Gelu"}
     feed = {"x": random(2, 3, 4).astype(np.float32)}
     np.testing.assert_allclose(outputs_of(written, feed)[0], outputs_of(model, feed)[0], rtol=1e-4, atol=1e-4)
+
+
+def test_ranks_known_only_after_what_they_rest_on_was_written_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without stand-ins a round knows the shapes of one product more."""
+    monkeypatch.setattr("snaudit.lowered.stand_in", lambda graph: None)
+    nodes = [helper.make_node("FusedMatMul", [f"v{i}", f"v{i}"], [f"v{i + 1}"], domain=MICROSOFT, transB=1) for i in range(4)]
+    written = rewritten(model_of(nodes, {"v0": (2, 3, 3)}, {}, ["v4"]))
+    assert not {op for domain, op in ops_of(written) if domain}
+
+
+def test_a_moved_batch_stands_in_with_its_shape() -> None:
+    """A product whose rank rests on one that moves its batch, in both of the orders that a side may have."""
+    for trans in (0, 1):
+        attributes = {"transA": trans, "transBatchA": 1, "transBatchB": 1, "transB": trans}
+        shapes = [(3, 2, 4), (5, 2, 3)] if trans else [(3, 2, 4), (4, 2, 5)]
+        nodes = [
+            helper.make_node("FusedMatMul", ["x", "z"], ["a"], domain=MICROSOFT, **attributes),
+            helper.make_node("FusedMatMul", ["a", "a"], ["y"], domain=MICROSOFT, transB=1),
+        ]
+        stood = model_of(nodes, dict(zip("xz", shapes, strict=True)), {}, ["y"])
+        stand_in(stood.graph)
+        inferred = {v.name: v.type.tensor_type.shape for v in with_shapes(stood, []).graph.value_info}
+        rows = 4 if trans else 3
+        assert [d.dim_value for d in inferred["a"].dim] == [2, rows, 5]
+
+
+def test_nodes_of_one_name_are_told_apart_one_after_another() -> None:
+    """Each name remembers its next number: the names of a thousand nodes are not tried a thousand times."""
+
+    class Counted(dict[str, int]):
+        asked = 0
+
+        def __contains__(self, name: object) -> bool:
+            Counted.asked += 1
+            return super().__contains__(name)
+
+    call = Call(onnx.NodeProto(), 17, {}, {}, Counted({"n": 2, "n.3": 2}))
+    assert [call.fresh("n") for _ in range(3)] == ["n.2", "n.4", "n.5"]
+    for _ in range(1000):
+        call.fresh("n")
+    assert Counted.asked < 3000 and len(call.taken) == 1005
 
 
 def test_a_second_output_without_a_rule_is_a_gap_of_its_own(tmp_path: Path) -> None:

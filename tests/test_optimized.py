@@ -155,12 +155,16 @@ def optimized(name: str, way: str, folder: Path) -> tuple[Path, Path]:
             found = optimizer.optimize_model(str(before), "bert", num_heads=HEADS, hidden_size=WIDTH, opt_level=0)
         onnx.save(found.model, after)
         return before, after
+    save_optimized(before, after, way)
+    return before, after
+
+
+def save_optimized(before: Path, after: Path, way: str) -> None:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.graph_optimization_level = getattr(LEVELS, f"ORT_ENABLE_{way}")
     options.optimized_model_filepath = str(after)
     onnxruntime.InferenceSession(str(before), options, providers=["CPUExecutionProvider"])
-    return before, after
 
 
 def own_ops(path: Path) -> set[str]:
@@ -206,6 +210,22 @@ def test_an_optimized_model_has_the_bound_of_the_model(name: str, way: str, tmp_
         if name != "words":
             for dx, df in pairs(after):
                 assert size(df, norm) <= new.upper * size(dx, norm) * (1 + 1e-5) + 1e-5
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_stock_encoder_of_two_layers_keeps_its_bound(tmp_path: Path) -> None:
+    """Each fused product moves the batch and reads what the one before made: the last shape rests on the first."""
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+    layer = torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, norm_first=True, activation="gelu")
+    net = torch.nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).eval()
+    before, after = tmp_path / "before.onnx", tmp_path / "after.onnx"
+    torch.onnx.export(net, (torch.zeros(1, 3, 8),), before, opset_version=17, dynamo=False)
+    save_optimized(before, after, "EXTENDED")
+    fused = [n for n in onnx.load(after).graph.node if n.op_type == "FusedMatMul"]
+    assert len(fused) == 4 and all(a.i for n in fused for a in n.attribute if a.name == "transBatchB")
+    old, new = (snaudit.audit(path, witness_seconds=0) for path in (before, after))
+    assert not new.gaps and 0.99 <= new.network.bound.upper / old.network.bound.upper <= 1.01
 
 
 def test_a_file_whose_blocks_are_not_settled_says_so(tmp_path: Path) -> None:

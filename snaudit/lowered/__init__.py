@@ -21,6 +21,9 @@ _TABLE = {(row.domain, row.op): row for row in ROWS}
 _EVALUATED = {(row.domain, row.op): row for row in evaluated.ROWS}
 _MALFORMED = (ValueError, TypeError, IndexError, KeyError, OverflowError)
 
+_MOST_ROUNDS = 8
+_Facts = tuple[Mapping[str, tuple[int | None, ...]], Mapping[str, int]]
+"""Shapes and element types of values, by name."""
 Infer = Callable[[onnx.ModelProto], onnx.ModelProto]
 
 
@@ -45,12 +48,19 @@ def _lowered(model: onnx.ModelProto, infer: Infer, table: Mapping[tuple[str, str
         return False
     block = blocked.block_of(_nodes(model.graph), _facts(model)[0])
     walk = _Walk(table, opset, _names(model), block, real)
-    walk.graph(model.graph, *_facts(model), last=False)
-    if walk.waiting:
+    walk.whole(model, _facts(model))
+    facts = _facts(model)
+    for _ in range(_MOST_ROUNDS):
+        if not (before := walk.waiting):
+            return True
         copy = onnx.ModelProto()
         copy.CopyFrom(model)
         stand_in(copy.graph)
-        walk.graph(model.graph, *_facts(infer(copy)), last=True)
+        facts = _facts(infer(copy))
+        walk.whole(model, facts)
+        if walk.waiting == before:
+            break
+    walk.whole(model, facts, last=True)
     return True
 
 
@@ -58,10 +68,15 @@ def _lowered(model: onnx.ModelProto, infer: Infer, table: Mapping[tuple[str, str
 class _Walk:
     table: Mapping[tuple[str, str], Lowering]
     opset: int
-    taken: set[str]
+    taken: dict[str, int]
     block: int | None
     real: int
     waiting: int = 0
+
+    def whole(self, model: onnx.ModelProto, facts: _Facts, last: bool = False) -> None:
+        """Write a model's nodes anew; `waiting` is then how many wait for shapes. last: note why these stay."""
+        self.waiting = 0
+        self.graph(model.graph, *facts, last)
 
     def graph(
         self, graph: onnx.GraphProto, shapes: Mapping[str, tuple[int | None, ...]], kinds: Mapping[str, int], last: bool
@@ -114,13 +129,19 @@ def stand_in(graph: onnx.GraphProto) -> None:
         if (node.domain, node.op_type) not in _TABLE:
             continue
         given = {one.name: one.i for one in node.attribute}
-        if node.op_type in _PRODUCTS and not (given.get("transBatchA") or given.get("transBatchB")):
-            left, right = ("...ki" if given.get("transA") else "...ik"), ("...jk" if given.get("transB") else "...kj")
+        if node.op_type in _PRODUCTS:
+            left, right = _axes("A", "ik", given), _axes("B", "kj", given)
             _put(node, "Einsum", 2, equation=f"{left},{right}->...ij")
         elif node.op_type == "ReorderInput" and given.get("channels_last"):
             _put(node, "Transpose", 1, perm=[0, 3, 1, 2])
         elif node.op_type in _SAME:
             _put(node, "Identity", 1)
+
+
+def _axes(side: str, axes: str, given: Mapping[str, int]) -> str:
+    """Einsum's letters for a side of a product: rows and columns, in the order in which the side has them."""
+    first, second = reversed(axes) if given.get(f"trans{side}") else axes
+    return f"{first}...{second}" if given.get(f"transBatch{side}") else f"...{first}{second}"
 
 
 def _put(node: onnx.NodeProto, op: str, inputs: int, **attributes: Any) -> None:
@@ -133,7 +154,7 @@ _SAME = {"BiasSoftmax", "ReorderInput", "SkipGroupNorm"}
 asked for before it is stated anew: by a kernel, or by ReorderOutput.)"""
 
 
-def _facts(model: onnx.ModelProto) -> tuple[dict[str, tuple[int | None, ...]], dict[str, int]]:
+def _facts(model: onnx.ModelProto) -> _Facts:
     """Shapes and element types of values: of inputs, initializers and what was inferred."""
     shapes: dict[str, tuple[int | None, ...]] = {}
     kinds: dict[str, int] = {}
@@ -156,14 +177,14 @@ def _facts(model: onnx.ModelProto) -> tuple[dict[str, tuple[int | None, ...]], d
     return {name: sizes for name, sizes in shapes.items() if name not in unlike}, kinds
 
 
-def _names(model: onnx.ModelProto) -> set[str]:
-    """All names of values and nodes."""
+def _names(model: onnx.ModelProto) -> dict[str, int]:
+    """All names of values and nodes, each with the number that the next of its name is given."""
     found: set[str] = set()
     for graph in _graphs(model.graph):
         found |= {value.name for value in (*graph.input, *graph.initializer)}
         for node in graph.node:
             found |= {node.name, *node.input, *node.output}
-    return found
+    return dict.fromkeys(found, 2)
 
 
 def _bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:

@@ -50,7 +50,7 @@ class Call:
     opset   of ONNX's own ops
     shapes  of values as far as they are known, None for an open dimension
     kinds   the element types of values, as far as known
-    taken   all names of the model
+    taken   all names of the model, each with the number that the next of its name is given
     block   channels in a block of com.microsoft.nchwc; None: the file does not settle it
     real    the type of new real constants where the node's inputs do not say
     """
@@ -59,7 +59,7 @@ class Call:
     opset: int
     shapes: Mapping[str, tuple[int | None, ...]]
     kinds: Mapping[str, int]
-    taken: set[str]
+    taken: dict[str, int]
     block: int | None = None
     real: int = onnx.TensorProto.FLOAT
     made: list[onnx.NodeProto] = field(default_factory=list)
@@ -118,10 +118,11 @@ class Call:
 
     def fresh(self, name: str) -> str:
         """A name that the model does not have yet."""
-        number, found = 2, name
+        found = name
         while found in self.taken:
-            number, found = number + 1, f"{name}.{number}"
-        self.taken.add(found)
+            found = f"{name}.{self.taken[name]}"
+            self.taken[name] += 1
+        self.taken[found] = 2
         return found
 
     def emit(

@@ -128,7 +128,7 @@ class Lever:
     """A layer, and what the bound would be if this layer's norm alone were 1.
 
     elasticity: by how many percent the composition over the graph grows with one percent of the norm
-    bound: what it would be; log10_fall: log₁₀ of how many times less that is
+    bound: what it would be, ESTIMATED, as ranges are taken where the weights are as they are; log10_fall: log₁₀ of how many times less that is
     whole: whether that is the network's bound; else the composition's, where sections have a lesser one
     """
 

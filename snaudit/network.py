@@ -232,7 +232,8 @@ def _explained(
     if settings.norm == "l2" and plain.bound.known:
         notes = origins.notes_of(ways, compose.names, plain.nodes, bool(settings.input_size))
     found = _levers(compose, plain, network.bound, box, network.sections)
-    return replace(network, levers=found, notes=notes)
+    supposed = (replace(one, bound=replace(one.bound, grade=Grade.ESTIMATED)) for one in found)  # ranges are kept
+    return replace(network, levers=tuple(supposed), notes=notes)
 
 
 def _levers(

@@ -123,7 +123,7 @@ def test_a_lever_of_the_composition_alone_says_so() -> None:
     lever = Lever("w3", 5.0, 5 / 6, at_most(120.0, ""), math.log10(3.0), whole=False)
     made = report()
     made = replace(made, network=replace(made.network, composition=at_most(360.0, ""), levers=(lever,)))
-    assert "with w3 at norm 1, not 5.0000: the composition 120.00, 3 times less" in REPORTS["table"].render(made, View())
+    assert "with w3 at norm 1, not 5.0000: the composition about 120.00, 3 times less" in REPORTS["table"].render(made, View())
     (told,) = json.loads(REPORTS["json"].render(made, View()))["network"]["levers"]
     assert told["of"] == "composition" and told["upper"] == 120.0 and told["elasticity"] == 5 / 6
 
@@ -216,3 +216,14 @@ def test_as_few_compositions_as_settle_it() -> None:
 
     assert [lever.name for lever in levers(bound, norms, again)] == ["w39", "w38", "w37"]
     assert len(tried) == 3
+
+
+def test_what_a_lever_says_is_no_bound(tmp_path: Path) -> None:
+    """y = v·tanh(w·x) on a box away from 0: with w at norm 1 the slopes rise, and ranges stay those of the old w."""
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["a"]), helper.make_node("Tanh", ["a"], ["t"]),
+             helper.make_node("MatMul", ["t", "v"], ["y"])]  # fmt: skip
+    onnx.save(make_model(nodes, {"x": (1, 1)}, {"w": np.array([[3.0]]), "v": np.array([[1.0]])}), tmp_path / "m.onnx")
+    network = snaudit.audit(tmp_path / "m.onnx", input_range=("0.5,1.5",)).network
+    assert network.levers and all(lever.bound.grade is Grade.ESTIMATED for lever in network.levers)
+    shown = REPORTS["table"].render(snaudit.audit(tmp_path / "m.onnx", input_range=("0.5,1.5",)), View())
+    assert "with w at norm 1, not 3.0000: about " in shown

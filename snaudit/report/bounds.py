@@ -66,7 +66,7 @@ def _levers(page: Page, network: NetworkResult) -> None:
     """What would lower the bound most; said of the composition, where sections have a lesser bound."""
     for lever in network.levers:
         what = "" if lever.whole else "the composition "
-        text = f"{what}{upper_of(lever.bound)}, {_times(lever.log10_fall)} times less"
+        text = f"{what}about {upper_of(lever.bound)}, {_times(lever.log10_fall)} times less"
         page.paragraph(f"  with {lever.name} at norm 1, not {near(lever.norm, DIGITS)}: {text}", "dim", 4)
 
 

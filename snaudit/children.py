@@ -15,11 +15,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import IO, Any
 
 _BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from snaudit.children import serve; serve()"
+_ANSWER, _SHORT_ANSWER, _SAID, _AT_ONCE = 4 << 30, 1 << 26, 1 << 16, 1 << 16
+_PATIENCE = 5.0
 
 
 class ChildFailed(Exception):
@@ -45,7 +48,8 @@ class Child:
         self, module: str, request: Mapping[str, Any], limits: Limits = Limits(), heard: bool = False,
         confined_to: str | None = None,
     ) -> None:  # fmt: skip
-        """heard: what it prints is kept, and its last words stand in the reason if it fails. confined_to: a
+        """heard: it runs foreign code: its answer is short, and the end of what it prints is kept, so that its
+        last words stand in the reason if it fails. confined_to: a
         folder that it starts in and has for its home, with nothing else of our environment but PATH."""
         envelope = {"module": module, "request": request, "limits": asdict(limits)}
         command = [sys.executable, "-I", "-c", _BOOT, json.dumps([p for p in sys.path if p])]
@@ -58,6 +62,13 @@ class Child:
             )
         except OSError as error:
             raise ChildFailed(f"no process could be started ({error.strerror})") from error
+        self._answer, self._said, self._ended = bytearray(), bytearray(), False
+        self._most = _SHORT_ANSWER if heard else _ANSWER
+        first = threading.Thread(target=_first, args=(self.process.stdout, self._answer, self._most), daemon=True)
+        last = threading.Thread(target=_last, args=(self.process.stderr, self._said), daemon=True)
+        self._readers = [first, last] if heard else [first]
+        for reader in self._readers:
+            reader.start()
         assert self.process.stdin is not None
         try:
             self.process.stdin.write(json.dumps(envelope).encode())
@@ -77,30 +88,62 @@ class Child:
         self.close()
 
     def close(self) -> None:
-        """End the process and what it started, if it still runs."""
-        if self.process.poll() is None:
-            if hasattr(os, "killpg"):
-                with contextlib.suppress(OSError):
-                    os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.kill()
-        for stream in (self.process.stdout, self.process.stderr):
-            if stream is not None:
-                stream.close()
+        """End the process and what it started, even where that outlives it."""
+        self._end()
         self.process.wait()
+        for reader in self._readers:
+            reader.join(_PATIENCE)  # what left its group may hold a pipe, which then stays open
+        for stream, reader in zip((self.process.stdout, self.process.stderr), self._readers, strict=False):
+            if stream is not None and not reader.is_alive():
+                stream.close()
+
+    def _end(self) -> None:
+        if self._ended:
+            return  # its number may be another's by now
+        self._ended = True
+        if hasattr(os, "killpg"):
+            with contextlib.suppress(OSError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+        if self.process.returncode is None:
+            self.process.kill()
 
     def answer(self, seconds: float) -> tuple[dict[str, Any], bytes]:
         """What it answers within so many seconds of wall-clock time. Raises ChildFailed."""
         try:
-            out, said = self.process.communicate(timeout=seconds)
+            code = self.process.wait(seconds)
         except subprocess.TimeoutExpired as error:
             raise ChildFailed(f"it did not end within {seconds:g} s", late=True) from error
-        code = self.process.returncode
+        self._end()
+        for reader in self._readers:
+            reader.join(_PATIENCE)
+        out, said = bytes(self._answer), bytes(self._said)
+        if len(out) > self._most:
+            raise ChildFailed(f"its answer has more than {self._most >> 20} MiB")
         head, _, raw = out.partition(b"\n")
         if code or not head:
             how = f"signal {-code}" if code < 0 else f"status {code}"
             how += ": its processor time was used up" * (-code == getattr(signal, "SIGXCPU", 0))
             raise ChildFailed(f"its process ended with {how}{_last_words(said)}")
-        return json.loads(head), raw
+        try:
+            found = json.loads(head)
+        except (ValueError, RecursionError) as error:
+            raise ChildFailed("its answer is not JSON") from error
+        if type(found) is not dict:
+            raise ChildFailed("its answer is no table")
+        return found, raw
+
+
+def _first(stream: IO[bytes], kept: bytearray, most: int) -> None:
+    """Keep what is read up to one byte more than an answer may have; the rest is read and dropped."""
+    while part := os.read(stream.fileno(), _AT_ONCE):
+        kept += part[: max(0, most + 1 - len(kept))]
+
+
+def _last(stream: IO[bytes], kept: bytearray) -> None:
+    """Keep the end of what is read."""
+    while part := os.read(stream.fileno(), _AT_ONCE):
+        kept += part
+        del kept[:-_SAID]
 
 
 def _bare(folder: str) -> dict[str, str]:
@@ -109,8 +152,8 @@ def _bare(folder: str) -> dict[str, str]:
     return {**kept, "HOME": folder, "TMPDIR": folder, "LC_ALL": "C.UTF-8"}
 
 
-def _last_words(said: bytes | None) -> str:
-    lines = [line.strip() for line in (said or b"").decode("utf-8", "replace").splitlines() if line.strip()]
+def _last_words(said: bytes) -> str:
+    lines = [line.strip() for line in said.decode("utf-8", "replace").splitlines() if line.strip()]
     return f"; its last words: {lines[-1]}" if lines else ""
 
 

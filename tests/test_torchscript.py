@@ -455,6 +455,7 @@ CODE = {
     "a long list": b"def f(x: Tensor) -> Tensor:\n  return [" + b"x," * 1_000_000 + b"]",
     "zeros": b"\0" * 100, "no text": b"\xff\xfe\xfa", "decorated": b"@f\ndef f(x: Tensor) -> Tensor:\n  return x",
     "twice": b"def f(x: Tensor) -> Tensor:\n  return x\ndef f(x: Tensor) -> Tensor:\n  return x",
+    "a hostile class, decorated": b"class C(Module):\n  x" + b".b" * 3000 + b" = 1\n@f\ndef f(x: Tensor) -> Tensor:\n  return x",
 }  # fmt: skip
 
 

@@ -83,7 +83,9 @@ def _add(found: Library, module: str, text: bytes) -> None:
             for part in one.body:
                 if isinstance(part, ast.FunctionDef):
                     _once(methods, part.name, part)
-                elif isinstance(part, ast.Assign) and "hooks__" in ast.unparse(part.targets[0]):
+                elif isinstance(part, ast.Assign) and any(
+                    isinstance(one, ast.Name) and "hooks__" in one.id for one in part.targets
+                ):
                     found.hooked.add(f"{module}.{one.name}")
             if f"{module}.{one.name}" in found.methods:
                 raise NotTaken(f"{one.name[:80]} is defined twice")

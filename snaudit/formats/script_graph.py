@@ -84,7 +84,7 @@ def script_graph(model: Model, script: Script, sizes: tuple[tuple[str | None, tu
         found = program_graph(model.path, _alive(functional(program, PURE, VIEWS)), model.tensors, ())
     except NotTaken as error:
         return Translated(None, (f"its graph is not read: {error}",))
-    except (ArithmeticError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+    except (ArithmeticError, ValueError, TypeError, LookupError, AttributeError, RecursionError, MemoryError) as error:
         reason = f"its code does what is not followed ({type(error).__name__}: {str(error)[:80]})"
         return Translated(None, (f"its graph is not read: {reason}",))
     notes = ["its graph is that of its forward, read from its code without running it, at the input sizes given"]

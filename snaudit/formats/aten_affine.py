@@ -19,6 +19,7 @@ from snaudit.formats.aten_calls import (
     tensors,
 )
 from snaudit.formats.aten_pointwise import Translator
+from snaudit.formats.exported_program import NotTaken
 
 
 def _linear(w: Writer, input: Any, weight: Any, bias: Any = None) -> None:
@@ -127,6 +128,8 @@ def _convolved(
 ) -> None:  # fmt: skip
     """A convolution over the axes behind the first two; transposed where an output padding is given."""
     axes = w.rank(weight) - 2
+    if axes >= 1 and w.rank(input) not in (axes + 1, axes + 2):
+        raise NotTaken(f"a convolution takes an input of {axes + 2} axes, and is given one of {w.rank(input)}")
     if axes < 1 or w.rank(input) != axes + 2 or w.real(input) != w.real(weight):
         raise Untranslated("a convolution without a batch axis, or of two dtypes")
     if bias is not None and not isinstance(bias, Ref):

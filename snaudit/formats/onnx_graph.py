@@ -23,6 +23,7 @@ from snaudit.errors import ModelError, UnreadableModel, UnsupportedModel, UsageE
 from snaudit.formats import onnx_stand_ins
 from snaudit.formats.onnx_computed import settled
 from snaudit.formats.onnx_signatures import check_signatures
+from snaudit.formats.onnx_fits import misfit, shapes_of
 from snaudit.formats.onnx_sizes import bind_sizes
 from snaudit.formats.onnx_tensors import Stored
 from snaudit.formats.onnx_weights import MARK
@@ -75,6 +76,9 @@ def graph_of(
         proto = with_shapes(proto, notes)
         read = partial(_read, attacher=_Attacher(path, stored, tensors))
         model, found = settled(proto, read, partial(with_shapes, notes=[]))
+        reason = misfit(proto.graph.node, shapes_of(proto.graph)) if sizes else None
+        if reason is not None:
+            raise UsageError(f"--input-size: the graph does not run on this size: {reason}")
         _drop_constant_inputs(model, notes)
     except (ModelError, UsageError, MemoryError):
         raise

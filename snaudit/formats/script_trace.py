@@ -15,10 +15,12 @@ import numpy as np
 import onnx
 from onnx import helper
 
+from snaudit.errors import UsageError
 from snaudit.formats.aten_calls import DOMAIN, OPSET, Claim, Code, Ref, Writer
 from snaudit.formats.aten_made import MADE
 from snaudit.formats.exported_graph import NUMBERS, TRANSLATORS, translate
 from snaudit.formats.exported_program import Call, NotTaken, may_write
+from snaudit.formats.onnx_fits import misfit
 from snaudit.formats.onnx_tensors import DTYPES as ONNX_DTYPES
 from snaudit.formats.script_overloads import count_of, target_of
 from snaudit.formats.script_values import PLAIN, SCALAR_TYPES, Num, applied, whole
@@ -139,6 +141,9 @@ class Tracer:
         rest = translate(call, writer)
         if rest and may_write(call):
             raise NotTaken(f"{call.label} may write into its inputs ({call.target}): export it in eval mode")
+        reason = self._misfit()
+        if reason is not None:
+            raise UsageError(f"--input-size: its forward does not run on this size: {reason}")
         for name in call.outputs:
             self.claims[name] = Claim(None, ())
         found = _inferred(writer, self.claims, [name for name in call.outputs if name not in rest])
@@ -147,6 +152,13 @@ class Tracer:
                 self.claims[name] = found[name]
             else:
                 del self.claims[name]
+
+    def _misfit(self) -> str | None:
+        """Why the nodes just written do not run on what is known of their inputs."""
+        between = [name for node in self.writer.nodes[:-1] for name in node.output]
+        inner = _inferred(self.writer, self.claims, between) if between else {}
+        known = {name: claim.shape for name, claim in (self.claims | inner).items() if claim.shape or claim.dtype}
+        return misfit(self.writer.nodes, known | {name: one.shape for name, one in self.writer.constants.items()})
 
 
 def _inferred(writer: Writer, claims: Mapping[str, Claim], wanted: list[str]) -> dict[str, Claim]:

@@ -158,7 +158,11 @@ class Capping:
     def prove(self, written: Model) -> None:
         """Raise SoundnessError unless every capped layer keeps its cap in the model read back."""
         again = replace(self, meter=Meter(self.meter.settings))
-        for layer in extract(written).layers:
+        layers = extract(written).layers
+        lost = self.caps.keys() - {layer.name for layer in layers}
+        if lost:
+            raise SoundnessError(f"{min(lost)}: capped, and not in the file read back")
+        for layer in layers:
             cap = self.caps.get(layer.name, math.inf)
             if math.isfinite(cap):
                 bound = again.bound_of(layer, NOTHING)

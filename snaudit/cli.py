@@ -122,6 +122,7 @@ def _constrain(
     seed: opt.Seed = 0,
     device: opt.DeviceChoice = opt.Device.cpu,
     threads: opt.Threads = None,
+    input_size: opt.InputSize = None,
     layers: opt.Layers = None,
     skip: opt.Skip = None,
     output: opt.Target = None,
@@ -139,6 +140,7 @@ def _constrain(
         from snaudit.commands.constraining import constrain
 
         settings = {"key": key, "seed": seed, "device": device.value, "threads": threads}
+        settings["input_size"] = tuple(input_size) if input_size else None
         options = {
             "max_lipschitz": max_lipschitz,
             "how": how.value,

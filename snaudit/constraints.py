@@ -129,7 +129,7 @@ def constrain(
     zeros = _zeros(changes) if how == "normalize" else ()
     return Outcome(
         str(path), str(wanted), not dry_run, measure, max_sigma, changes,
-        model.notes + tuple(_notes(chosen, measure)) + tuple(_not_capped(model, extraction)) + tuple(zeros) + notes,
+        model.notes + tuple(_notes(chosen, measure, settings.input_size or ())) + tuple(_not_capped(model, extraction)) + tuple(zeros) + notes,
         outputs, how, max_lipschitz, network,
     )  # fmt: skip
 
@@ -223,7 +223,9 @@ class _Run:
         raise ConstraintError(f"no caps of the layers bring the network's bound under {limit:.6g}")
 
 
-def _notes(chosen: tuple[Layer, ...], measure: Measure) -> Iterator[str]:
+def _notes(chosen: tuple[Layer, ...], measure: Measure, sizes: tuple[str, ...]) -> Iterator[str]:
+    if sizes:
+        yield f"limits are kept, and proved, at the input size given, {'; '.join(sizes)}: at no other"
     unknown = sum(layer.geometry is not None and not layer.geometry.known for layer in chosen)
     if measure == "operator" and unknown:
         yield (

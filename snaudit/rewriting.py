@@ -116,7 +116,7 @@ def write(
 
     def verify(part: Path) -> None:
         nonlocal outputs, notes
-        written = formats.read(part, settings.key)
+        written = formats.read(part, settings.key, settings.input_size or ())
         _same_but_for(stored, model, written)
         prove(written)
         for file in (*model.files, *written.files):

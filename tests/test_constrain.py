@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import warnings
 from collections import OrderedDict
 from pathlib import Path
 
@@ -14,10 +15,12 @@ import onnx
 import pytest
 import safetensors.torch
 import torch
+from graphs import make_model
 from onnx import helper, numpy_helper
 from torch import nn
 
 import snaudit
+from snaudit.cli import main
 from snaudit.constraints import default_target
 from snaudit.errors import ConstraintError, UsageError, WriteError
 
@@ -308,3 +311,65 @@ def test_a_cap_below_the_dtype_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConstraintError, match="float16"):
         snaudit.constrain(tmp_path / "m.pt", max_sigma=1e-30)
     assert digests(tmp_path) == before
+
+
+@pytest.mark.parametrize("other", ["pytorch_model.bin", "model.onnx", "other.safetensors"])
+def test_a_folder_of_several_models_is_none(tmp_path: Path, other: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A model must not pass for another that lies beside it; what training stores beside a model is none."""
+    safetensors.torch.save_file({"w": torch.eye(2)}, tmp_path / "model.safetensors")
+    (tmp_path / "optimizer.pt").touch()
+    assert main(["check", str(tmp_path), "--max-sigma", "3"]) == 0
+    assert "the model in this folder: model.safetensors" in capsys.readouterr().out
+    index = tmp_path / "odd.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": {"w": "model.safetensors"}}))
+    (tmp_path / "left-00001-of-00002.safetensors").touch()
+    assert [layer.name for layer in snaudit.audit(tmp_path).layers] == ["w"], "an index with its shards is one model"
+    index.unlink()
+    (tmp_path / "left-00001-of-00002.safetensors").unlink()
+    (tmp_path / other).write_bytes((tmp_path / "model.safetensors").read_bytes())
+    for line in (["check", str(tmp_path), "--max-sigma", "3"], ["constrain", str(tmp_path), "--max-sigma", "3"]):
+        assert main(line) == 2
+        error = capsys.readouterr().err
+        assert "several model files in this folder, name one: " in error and other in error and "model.safetensors" in error
+
+
+class _Summed(nn.Module):
+    """Its bound is finite only where the number of the summed entries is known."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 3, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(x).sum(dim=(2, 3))
+
+
+@pytest.mark.parametrize("kind", ["dynamic.onnx", "traced.pt"])
+def test_limits_are_kept_at_the_input_size_given(tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(0)
+    net, path, target = _Summed().eval(), tmp_path / kind, tmp_path / f"new_{kind}"
+    weights = {"w": net.conv.weight.detach().numpy(), "axes": np.array([2, 3])}
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["h"], pads=[1] * 4),
+        helper.make_node("ReduceSum", ["h", "axes"], ["y"], keepdims=0),
+    ]
+    if kind == "traced.pt":
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.jit.trace(net, torch.ones(1, 2, 6, 5)).save(str(path))
+    else:
+        onnx.save(make_model(nodes, {"x": (1, 2, "h", "w")}, weights, dtype="float32"), path)
+        assert main(["constrain", str(path), "--max-lipschitz", "0.5"]) == 2
+        assert "no finite bound" in capsys.readouterr().err
+    line = ["constrain", str(path), "--max-lipschitz", "0.5", "--input-size", "1,2,6,5", "-o", str(target)]
+    assert main(line) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "(PROVED)" in out and "at the input size given, 1,2,6,5: at no other" in out
+    weight = snaudit.load(target).tensors["conv.weight" if kind == "traced.pt" else "w"].load()
+    kernel = torch.from_numpy(weight.astype(np.float64))
+    jacobian = torch.autograd.functional.jacobian(
+        lambda x: torch.nn.functional.conv2d(x, kernel, padding=1).sum(dim=(2, 3)), torch.zeros(1, 2, 6, 5).double()
+    ).reshape(3, -1)
+    truth = float(torch.linalg.matrix_norm(jacobian, 2))
+    bound = snaudit.audit(target, input_size=("1,2,6,5",)).network.bound
+    assert truth <= bound.upper <= 0.5 and truth > 0.25

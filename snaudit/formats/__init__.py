@@ -1,11 +1,14 @@
 """Model file formats: the table of what exists, and `read`, which chooses by content.
 
-A directory stands for the model that it holds: its safetensors index, else its one model file.
+A directory stands for the one model that it holds: a safetensors index with its shards, or a file.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 from snaudit.errors import EmptyModel, UnreadableModel, UnsupportedModel, UsageError
@@ -38,6 +41,11 @@ FORMATS: tuple[Format, ...] = (
 
 SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".tar", ".jit", ".pt2", ".safetensors", ".npz", ".onnx")
 """The names under which model files go; only for finding one in a folder, never to read one."""
+
+_NUMBERED = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")
+_MOST_OF_INDEX = 1 << 26
+_OF_TRAINING = ("training_args.bin", "optimizer.pt", "optimizer.bin", "scheduler.pt", "scheduler.bin", "scaler.pt")
+"""What trainers store beside the model: no model where another file is."""
 
 _KNOWN_STRANGERS = (
     (b"version https://git-lfs.github.com/spec/", "a git-lfs pointer, not the model: run `git lfs pull`"),
@@ -103,25 +111,36 @@ def candidates(folder: Path) -> list[Path]:
     except OSError as error:
         raise UnreadableModel(folder, error.strerror or str(error)) from error
     indexes = [name for name in names if name.endswith(INDEX)]
-    stems = tuple(f"{name.removesuffix(INDEX)}-" for name in indexes)
-    singles = [
-        name
-        for name in names
-        if name.endswith(SUFFIXES) and not (name.endswith(".safetensors") and name.startswith(stems))
-    ]
+    is_shard = _shards(folder, indexes)
+    singles = [name for name in names if name.endswith(SUFFIXES) and not is_shard(name)]
     return [folder / name for name in (*indexes, *singles)]
 
 
+def _shards(folder: Path, indexes: list[str]) -> Callable[[str], bool]:
+    """Whether a file is a part of a model: by its name beside an index, or because one names it."""
+    stems = tuple(f"{name.removesuffix(INDEX)}-" for name in indexes)
+    told = b""
+    for name in filter(lambda name: os.path.isfile(folder / name), indexes):  # a pipe would wait for its writer
+        with contextlib.suppress(OSError), open(folder / name, "rb") as file:
+            told += file.read(_MOST_OF_INDEX)
+
+    def is_shard(name: str) -> bool:
+        if not indexes or not name.endswith(".safetensors"):
+            return False
+        return name.startswith(stems) or bool(_NUMBERED.search(name)) or b'"%b"' % os.fsencode(name) in told
+
+    return is_shard
+
+
 def find_in_folder(folder: Path) -> Path:
-    """The one model of a folder: its safetensors index, or its only model file."""
+    """The one model of a folder: its safetensors index with its shards, or its only model file. Several files may be
+    several models, so none of them stands for the folder."""
     found = candidates(folder)
-    given = [path for path in found if not {".constrained", ".balanced"} & set(path.suffixes)]  # what constrain wrote stands aside
+    aside = {".constrained", ".balanced"}  # what constrain and balance wrote
+    given = [path for path in found if not aside & set(path.suffixes) and path.name not in _OF_TRAINING]
     found = given or found
-    indexes = [path for path in found if path.name.endswith(INDEX)]
-    tensors = [path for path in found if path.suffix == ".safetensors"]
-    for some in (indexes, found, tensors):
-        if len(some) == 1:
-            return some[0]
+    if len(found) == 1:
+        return found[0]
     if not found:
         raise EmptyModel(folder, "no model file in this folder")
     names = ", ".join(path.name for path in found[:5]) + (", …" if len(found) > 5 else "")

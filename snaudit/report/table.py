@@ -6,6 +6,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from snaudit.numerals import DIGITS, at_least, at_most, near, short_of, size, upper_of
@@ -87,6 +88,8 @@ def _count(number: int, one: str, many: str | None = None) -> str:
 def _card(page: Page, report: Report, wrapper: str) -> None:
     card, settings = report.model, report.settings
     page.line((card.path, "bold"))
+    if card.files and PurePath(card.files[0].path).parent == PurePath(card.path):
+        page.paragraph(f"  the model in this folder: {PurePath(card.files[0].path).name}", indent=2)
     parts = [card.format]
     if card.files:
         parts.append(size(sum(file.size for file in card.files)))

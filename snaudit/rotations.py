@@ -7,7 +7,7 @@ is run on entry numbers, so whatever the layout, the map is known entry by entry
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
@@ -20,7 +20,11 @@ from snaudit.rounding import TINY, U, gamma
 Fold = Callable[[ir.Value], np.ndarray | None]
 Move = Callable[[ir.Node, ir.Value, np.ndarray, Fold], np.ndarray | None]
 _DEPTH = 24
+"""Nodes in a row that are looked at: a rotary embedding as exporters write it has ten; each takes three frames."""
 _TERMS = 4
+"""Terms of one entry: a rotation has two, one of a rotation's halves put together again four; they grow as 2^depth."""
+_ENTRIES, _EACH = 1 << 28, 1 << 21
+"""Entries that one walk may write, and what a node counts at the least: 128 nodes of any graph, however it is woven."""
 _PAIRS = 1 << 23
 """Products of two terms beyond which the cheaper bound of the norm is taken."""
 
@@ -48,26 +52,44 @@ class Combination:
         return Combination(self.root, self.numbers, factors, self.roundings + roundings)
 
 
+@dataclass(slots=True)
+class _Walk:
+    """One walk backwards: what more than one value reads is found once, and what it may still take."""
+
+    moves: dict[str, Move]
+    fold: Fold
+    numbers_of: Callable[[ir.Value], np.ndarray | None]
+    known: dict[ir.Value, Combination | None] = field(default_factory=dict)
+    left: int = field(default_factory=lambda: _ENTRIES)
+
+    def find(self, value: ir.Value, depth: int) -> Combination | None:
+        if value not in self.known:
+            found = self._found(value, depth)
+            if len(value.uses()) < 2:
+                return found
+            self.known[value] = found
+        return self.known[value]
+
+    def _found(self, value: ir.Value, depth: int) -> Combination | None:
+        node, found = value.producer(), None
+        if node is not None and is_default(node) and depth and self.left > 0:
+            self.left -= _EACH
+            found = _made(node, value, lambda v: self.find(v, depth - 1), self.moves, self.fold)
+        if found is None:
+            numbers = self.numbers_of(value)
+            found = None if numbers is None else Combination(value, (numbers,), (np.ones(numbers.shape),))
+        self.left -= 0 if found is None else len(found.numbers) * found.numbers[0].size
+        return found
+
+
 def combination(
-    value: ir.Value, moves: dict[str, Move], fold: Fold, numbers_of: Callable[[ir.Value], np.ndarray | None],
-    depth: int = _DEPTH,
-) -> Combination | None:  # fmt: skip
+    value: ir.Value, moves: dict[str, Move], fold: Fold, numbers_of: Callable[[ir.Value], np.ndarray | None]
+) -> Combination | None:
     """The value as a combination of entries of one root, as far back as its makers only move, scale and add them.
 
     numbers_of: the entry numbers of a value, in its shape; None where that is not known.
     """
-    node = value.producer()
-    found = None
-    if node is not None and is_default(node) and depth:
-
-        def inner(v: ir.Value) -> Combination | None:
-            return combination(v, moves, fold, numbers_of, depth - 1)
-
-        found = _made(node, value, inner, moves, fold)
-    if found is not None:
-        return found
-    numbers = numbers_of(value)
-    return None if numbers is None else Combination(value, (numbers,), (np.ones(numbers.shape),))
+    return _Walk(moves, fold, numbers_of).find(value, _DEPTH)
 
 
 def _made(

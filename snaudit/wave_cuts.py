@@ -21,10 +21,14 @@ from snaudit.waves import Torus, ops
 from snaudit.waves.building import Builder
 from snaudit.waves.seen import Seen
 
-_MOST_CHANNELS = 1 << 13
-_MOST_PLACES = 1 << 18
+_MOST_CHANNELS, _MOST_PLACES = 1 << 13, 1 << 18
+"""Of a source: the weights of 8192 channels squared, and the frequencies of 512 × 512 places, still fit the memory."""
 _HALVINGS = 12
+"""After 4096 parts a network is left to composition."""
+_MOST_BUILT = 1 << 15
+"""Values of all sections that are built to see what they cost; what is not built by then is left to composition."""
 _NARROWEST = 2.0**-20
+"""The narrowest interval of slopes, of their size: a proof divides by widths, and wider is only safer."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -65,7 +69,7 @@ class Stretch:
         used = self.builder.used(0, self.output)
         reads = {i: self.builder.values[i].reads for i in used}
         furthest, found = 0, []
-        last = {i: max((k for k in used if i in reads[k]), default=i) for i in used}
+        last = {i: i for i in used} | {i: k for k in used for i in reads[k]}
         for i in used:
             if furthest <= i and i in self.names:
                 found.append(i)
@@ -147,37 +151,58 @@ def _of(walk: _Walk, value: ir.Value) -> Seen | None:
     return walk.known[value]
 
 
+@dataclass(slots=True)
+class _Prices:
+    """What sections between two values cost, each found once; None where there is no section."""
+
+    cost: Callable[[Torus], float]
+    known: dict[tuple[int, int, int], float | None] = field(default_factory=dict)
+    left: int = field(default_factory=lambda: _MOST_BUILT)
+
+    def of(self, stretch: Stretch, first: int, last: int) -> float | None:
+        key = (id(stretch), first, last)
+        if key not in self.known:
+            cut = stretch.within(first, last) if self.left > 0 else None
+            self.left -= last - first
+            self.known[key] = None if cut is None else self.cost(cut.torus)
+        return self.known[key]
+
+
 def affordable(
     stretches: Sequence[Stretch], cost: Callable[[Torus], float], work: float
 ) -> list[tuple[Cut, float]]:
     """(section, its share of the work): sections that together cost no more than `work`: whole stretches where that is affordable, else parts."""
-    limit = work
+    limit, prices = work, _Prices(cost)
     for _ in range(_HALVINGS):
-        found = [pair for stretch in stretches for pair in _parts(stretch, cost, limit)]
-        total = math.fsum(price for _, price in found)
+        found = [(stretch, *part) for stretch in stretches for part in _parts(stretch, prices, limit)]
+        total = math.fsum(price for *_, price in found)
         if total <= work:
-            return [(cut, work * price / total) for cut, price in found]
+            return [(stretch.within(first, last), work * price / total) for stretch, first, last, price in found]
         limit /= 2.0
     return []
 
 
-def _parts(stretch: Stretch, cost: Callable[[Torus], float], limit: float) -> Iterator[tuple[Cut, float]]:
-    """(section, its cost) of the longest sections, one after another, of which none costs more than the limit."""
+def _parts(stretch: Stretch, prices: _Prices, limit: float) -> Iterator[tuple[int, int, float]]:
+    """(first, last, cost) of the longest sections, one after another, of which none costs more than the limit."""
     passes = stretch.passes()
     start = 0
     while start < len(passes) - 1:
-        best = None
-        for stop in range(start + 1, len(passes)):
-            cut = stretch.within(passes[start], passes[stop])
-            price = math.inf if cut is None else cost(cut.torus)
-            if cut is not None and price > limit:
-                break
-            if cut is not None:
-                best = stop, cut, price
+        best = _longest(passes[start:], stretch, prices, limit)
         if best is None:
             start += 1
         else:
-            yield best[1], best[2]
-            start = best[0]
+            yield passes[start], passes[start + best[0]], best[1]
+            start += best[0]
 
 
+def _longest(passes: list[int], stretch: Stretch, prices: _Prices, limit: float) -> tuple[int, float] | None:
+    """(at which pass the longest section from the first one on ends, its cost), by bisection: costs grow with length."""
+    best, low, beyond, stop = None, 0, len(passes), len(passes) - 1
+    while low < stop:
+        price = prices.of(stretch, passes[0], passes[stop])
+        if price is not None and price > limit:
+            beyond = stop
+        else:
+            low, best = stop, best if price is None else (stop, price)
+        stop = min(2 * low + 1, (low + beyond) // 2)
+    return best

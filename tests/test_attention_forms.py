@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from graphs import Function, composed, fold, function_of, jacobian, make_model, read
 from onnx import helper
@@ -196,6 +197,30 @@ def test_the_norm_of_a_rotation_is_that_of_its_matrix(kind: str, monkeypatch: py
     assert found <= truth * (1.5 if kind == "any" else 1 + 1e-12)
     monkeypatch.setattr(rotations, "_PAIRS", 1)
     assert truth <= rotations.norm_up(one) * (1 + 1e-14)
+
+
+@pytest.mark.parametrize("how", ["Concat", "Slice"])
+def test_what_is_read_twice_is_looked_at_once(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twenty-two values that are read twice each have 2²² ways back; and what a walk may write has an end."""
+    nodes, last = [], "x"
+    for k in range(11):
+        if how == "Concat":
+            nodes += [node("Neg", last, f"n{k}"), node("Sub", f"{last} n{k}", f"y{k}")]
+        else:
+            nodes += [node("Split", last, f"a{k} b{k}", axis=-1, num_outputs=2), node("Concat", f"a{k} b{k}", f"y{k}", axis=-1)]
+        last = f"y{k}"
+    nodes[-1].output[0] = "y"
+    asked = []
+
+    def counting(value: ir.Value) -> np.ndarray | None:
+        asked.append(value)
+        return tokens._numbers(value)
+
+    graph = read(make_model(nodes, {"x": (1, N, DH)}, {}, opset=18))
+    rotations.combination(graph.graph.outputs[0], tokens._MOVES, fold, counting)
+    assert len(asked) < 100
+    monkeypatch.setattr(rotations, "_ENTRIES", 0)
+    assert rotations.combination(graph.graph.outputs[0], tokens._MOVES, fold, counting).root is not graph.graph.inputs[0]
 
 
 def test_what_is_no_turn_of_whole_slices_is_no_rotation() -> None:

@@ -350,6 +350,39 @@ def test_large_stretches_are_taken_apart_where_all_goes_through_one_value(method
     assert wave_cuts.affordable(stretches, method.cost, 1.0) == []
 
 
+def _chain(count: int) -> onnx.ModelProto:
+    nodes, last = [], "x"
+    for k in range(count):
+        nodes += [node("Conv", f"{last} w", f"a{k}", pads=[1] * 4), node("Relu", f"a{k}", "y" if k == count - 1 else f"r{k}")]
+        last = f"r{k}"
+    return _made(nodes, [1, 3, 3], {"w": (1, 1, 3, 3)}, 0)
+
+
+def test_however_many_small_layers_the_work_stays_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Norms and stages are counted by their calls too; few sections are built to see what they cost."""
+    (stretch,) = wave_cuts.find_stretches(read(_chain(300)))
+    prices = wave_cuts._Prices(waves.METHODS[2].cost)
+    parts = list(wave_cuts._parts(stretch, prices, 1e10))
+    assert 1 < len(parts) < 10 and len(prices.known) < 15 * len(parts)
+    assert all(price <= 1e10 for *_, price in parts)
+    for method in waves.METHODS:
+        assert method.cost(stretch.builder.torus(0, stretch.output)) > 1e9
+    monkeypatch.setattr(wave_cuts, "_MOST_BUILT", 0)
+    assert wave_cuts.affordable([stretch], waves.METHODS[2].cost, math.inf) == []
+    (cut,) = cuts.find_sections(read(_chain(300)))
+    blind = Effort(lambda matrix: pytest.fail("tens of thousands of norms"))
+    assert not sections.METHODS[0].measure(cut.section, blind).bounded
+
+
+def test_sums_of_a_value_with_itself_are_looked_at_once() -> None:
+    """Thirty of them have 2³⁰ ways back to the slopes above 0 that are widened before a padded convolution."""
+    nodes = [node("Conv", "x w", "a"), node("LeakyRelu", "a", "t0", alpha=0.5)]
+    nodes += [node("Add", f"t{k} t{k}", f"t{k + 1}") for k in range(30)]
+    nodes += [node("Conv", "t30 w", "b", pads=[1] * 4), node("Relu", "b", "y")]
+    stretch, _ = whole(_made(nodes, [2, 5, 5], {"w": (2, 2, 3, 3)}, 0))
+    assert [float(v.made.low[0]) for v in stretch.builder.values if isinstance(v.made, Unit)] == [0.0, 0.0]
+
+
 def test_a_convolutional_network_is_bounded_by_frequencies(tmp_path: Path) -> None:
     """Too large for matrices: the bound is that of a section on tori, and below the composition's."""
     nodes = [node("Conv", "x w0", "a0", pads=[1] * 4), node("Relu", "a0", "r0")]

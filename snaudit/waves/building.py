@@ -102,11 +102,13 @@ class Builder:
 
     def _wiped(self, number: int) -> bool:
         """Make a value clean where the slopes before it can be widened to hold 0."""
-        stack, units = [number], []
+        stack, units, met = [number], [], set()
         while stack:
-            value = self.values[stack.pop()]
-            if value.clean:
+            i = stack.pop()
+            value = self.values[i]
+            if value.clean or i in met:
                 continue
+            met.add(i)
             if isinstance(value.made, Unit):
                 units.append(value)
             elif value.keeps:

@@ -44,7 +44,7 @@ class Grid:
         return other.flat(self.points[:, None, :] + shifts)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=8)  # 8 MB each at the most places of a source
 def grid(sides: tuple[int, ...]) -> Grid:
     """The frequencies of a torus."""
     places = np.arange(math.prod(sides))

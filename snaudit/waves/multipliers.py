@@ -23,6 +23,8 @@ _FEWEST = 8
 """Steps of a search below which it is not begun."""
 _ENTRYWISE = 300.0
 """What passes over the entries of one covariance take, in operations of products."""
+_EACH = 5e6
+"""What a stage takes in operations however small it is: a quarter of a millisecond, mostly of calls."""
 _PROOF, _BOTH_WAYS = 2.0, 2.5
 """What a proof, and a step of a search, take: in ways forward."""
 _LESS = (0.0, 1e-6, 1e-4, 1e-2)
@@ -167,7 +169,7 @@ def _pass_cost(torus: Torus, traced: bool = False) -> tuple[float, float]:
         held += s.count * (s.folds * s.entries + (s.unit * (2 * s.stay + 3 * s.unit) if traced else 0))
         forward += 8.0 * s.count * s.folds * s.entries * (s.columns + s.rows)
         forward += s.count * (16.0 * s.unit**3 + 8.0 * s.stay * s.unit * (s.unit + s.stay))
-        forward += _ENTRYWISE * s.count * (s.folds * s.columns**2 + s.rows**2)
+        forward += _ENTRYWISE * s.count * (s.folds * s.columns**2 + s.rows**2) + _EACH
         if held + 4 * s.count * (s.folds * s.columns * s.rows + s.stay**2) > _MOST_HELD:
             return float("inf"), float("inf")
     for number, step in enumerate(torus.steps, start=1):

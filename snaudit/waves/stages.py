@@ -33,11 +33,15 @@ def steps_of(torus: Torus) -> list[Step] | None:
     output = len(torus.steps)
     live, done, found = (0,), {0}, []
     units = [k for k, step in enumerate(torus.steps, start=1) if isinstance(step, Unit)]
+    readers: list[list[int]] = [[] for _ in torus.values]
+    for number in range(1, output + 1):
+        for i in torus.reads(number):
+            readers[i].append(number)
     for unit in [*units, None]:
         wanted = output if unit is None else torus.steps[unit - 1].source
         for eager in (True, False):
             made = _ready(torus, done, torus.values[live[0]].sides if not eager else None)
-            after = _needed(torus, done | set(made), live, made, output)
+            after = _needed(readers, done | set(made), live, made, output)
             if wanted in after and len({torus.values[i].sides for i in after}) == 1:
                 break
         else:
@@ -47,7 +51,7 @@ def steps_of(torus: Torus) -> list[Step] | None:
             found.append(Step(live, made, (output,), None, ()))
             break
         done.add(unit)
-        kept = tuple(i for i in _needed(torus, done, after, (), output) if i != unit)
+        kept = tuple(i for i in _needed(readers, done, after, (), output) if i != unit)
         found.append(Step(live, made, after, unit, kept))
         live = (*kept, unit)
         if len({torus.values[i].sides for i in live}) != 1:
@@ -67,11 +71,10 @@ def _ready(torus: Torus, done: set[int], sides: tuple[int, ...] | None) -> tuple
 
 
 def _needed(
-    torus: Torus, done: set[int], live: tuple[int, ...], made: tuple[int, ...], output: int
+    readers: list[list[int]], done: set[int], live: tuple[int, ...], made: tuple[int, ...], output: int
 ) -> tuple[int, ...]:
     """What of the live and the made is still read by something that is not done, or is the output."""
-    read = {i for number in range(1, output + 1) if number not in done for i in torus.reads(number)}
-    return tuple(i for i in sorted({*live, *made}) if i in read or i == output)
+    return tuple(i for i in sorted({*live, *made}) if i == output or not done.issuperset(readers[i]))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -14,6 +14,8 @@ from snaudit.waves.symbols import frequencies, symbol_cost
 
 _MOST_HELD = 1 << 24
 """Complex entries of blocks that are held at once."""
+_EACH = 1e7
+"""What a norm, or a step, takes in operations however small it is: half a millisecond, mostly of calls."""
 
 
 def measure(torus: Torus, work: float = math.inf) -> Bound:
@@ -91,7 +93,7 @@ def cost(torus: Torus) -> float:
 
 def _norm_cost(count: int, channels: int, columns: int) -> float:
     less, more = sorted((channels, columns))
-    return 8.0 * count * less**2 * (more + less)
+    return 8.0 * count * less**2 * (more + less) + _EACH
 
 
 METHOD = Method("LipLT by frequencies", Grade.PROVED, "loop transformation (Fazlyab et al. 2023) on tori", cost, measure)

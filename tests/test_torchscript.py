@@ -22,6 +22,7 @@ from torch.nn import functional as F
 import snaudit
 from snaudit import formats
 from snaudit.errors import ModelError, UsageError
+from snaudit.formats.script_values import applied
 from snaudit.model import Model
 
 HEAVY = {"torch", "onnxruntime"}
@@ -468,6 +469,51 @@ def test_code_that_is_none(name: str, tmp_path: Path) -> None:
 
     model = formats.read(rewritten(path, tmp_path / "n.pt", change), None, ("1,3",))
     assert model.graph is None and any("its graph is not read" in note for note in model.notes)
+
+
+def grown(length: int) -> bytes:
+    return b"k = torch.mul([0], %d)\n    for i in range(500):\n      " % length
+
+
+COSTLY = {
+    "contains in a range": (b"t = torch.__contains__(range(9), 1.5)", "a range outside"),
+    "any of a range": (b"t = torch.any(range(9))", "a range outside"),
+    "least of a range": (b"t = torch.min(range(9))", "a range outside"),
+    "greatest of a range": (b"t = torch.max(range(9))", "a range outside"),
+    "a range as a list": (b"t = torch.list(range(9))", "a range outside"),
+    "a tuple many times": (b"t = torch.mul((1, 2), 9)", "no number, list"),
+    "an index of lists": (b"t = torch.__derive_index([1], [1], 9)", "no number"),
+    "text by format": (b't = torch.remainder("%9d", 5)', "no number"),
+    "lists of lists in order": (b"a = [[1], [1]]\n    t = torch.lt(a, [[1], [1]])", "no number"),
+    "the greater list": (b"a = [[1], [1]]\n    t = torch.max(a, [[1], [1]])", "no number"),
+    "a list that is inserted into": (b"a = [0]\n    for i in range(9000):\n      torch.insert(a, 0, 1)", "grows too long"),
+    "slices": (grown(4000) + b"t = torch.slice(k, 0, 4000, 1)", "too many steps"),
+    "slices by index": (grown(4000) + b"t = k[0:4000]", "too many steps"),
+    "lists of lists": (grown(4000) + b"t = torch.list(k)", "too many steps"),
+    "copies": (grown(4000) + b"t = torch.copy(k)", "too many steps"),
+    "a root": (b"t = torch.pow(-1, 0.5)", "a root of"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", COSTLY)
+def test_code_that_costs_more_than_its_steps_has_no_graph(name: str, tmp_path: Path) -> None:
+    """At sizes where it would still end: larger ones take hours, or all memory."""
+    path = scripted(nn.Linear(3, 2), tmp_path / "m.pt", trace=False)
+    code, told = COSTLY[name]
+
+    def change(record: str, data: bytes) -> bytes:
+        head, end, tail = data.partition(b"    return ")
+        return head + b"    " + code + b"\n" + end + tail if record.endswith(".py") else data
+
+    model = formats.read(rewritten(path, tmp_path / "n.pt", change), None, ("1,3",))
+    assert model.graph is None and any(told in note for note in model.notes), model.notes
+
+
+def test_a_message_does_not_unfold_lists() -> None:
+    nested: Any = [1]
+    for _ in range(45):
+        nested = [nested, nested]
+    assert applied("format", ["{} of {}", nested, 3], {}) == "? of 3"
 
 
 def test_changed_code_has_a_graph_or_a_reason(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from snaudit.formats.script_values import (
     Unset,
     applied,
     checked,
+    cost,
     real,
     truth,
     whole,
@@ -106,8 +107,8 @@ class Runner:
                 raise NotTaken(f"its code has a statement of the kind {kind}")
             follow(self, one, local)
 
-    def _step(self) -> None:
-        self._steps += 1
+    def _step(self, count: int = 1) -> None:
+        self._steps += count
         if self._steps > _MOST_STEPS:
             raise NotTaken("its code takes too many steps")
 
@@ -227,6 +228,7 @@ class Runner:
             ends = [None if end is None else whole(self.value(end, local)) for end in (one.slice.lower, one.slice.upper)]
             if one.slice.step is not None:
                 raise NotTaken("a slice of another form")
+            self._step(len(owner))
             return owner[ends[0] : ends[1]]
         return owner[whole(self.value(one.slice, local))]
 
@@ -275,6 +277,7 @@ class Runner:
             raise NotTaken(f"it refuses this input: {told[:200]}")
         tensor = any(isinstance(one, Ref) for one in args[:2])
         if op in ON_ANYTHING or (op in PLAIN and not tensor):
+            self._step(cost(op, [*args, *keywords.values()]))
             return applied(op, args, keywords)
         return self.call(op, args, keywords, count, self._places[-1])
 

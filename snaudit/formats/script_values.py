@@ -45,6 +45,8 @@ def checked(value: Any) -> Any:
     """The value, within the limits of what is kept."""
     if type(value) is int and not -_INT64 <= value < _INT64:
         raise NotTaken("an integer of more than 64 bits")
+    if type(value) is complex:
+        raise NotTaken("a root of a negative number")
     if type(value) in (list, tuple) and len(value) > _MOST_ITEMS or type(value) is str and len(value) > _MOST_TEXT:
         raise NotTaken("a list or text that grows too long")
     return value
@@ -102,7 +104,8 @@ def _integral(function: Callable[[Any], Any]) -> Callable[[Any], int]:
 def _formatted(text: str, *parts: Any) -> str:
     """What torch's `format` gives, for messages: sizes and numbers in the places of {}."""
     for part in parts:
-        text = text.replace("{}", str(part)[:200] if type(part) in (int, float, str, bool, list) else "?", 1)
+        text = text.replace("{}", str(part)[:200] if type(part) in (int, float, str, bool) else "?", 1)
+        text = text[:_MOST_TEXT]
     return text[:_MOST_TEXT]
 
 
@@ -131,6 +134,8 @@ def _pop(items: list[Any], index: int = -1) -> Any:
 
 
 def _insert(items: list[Any], index: int, item: Any) -> None:
+    if len(items) >= _MOST_ITEMS:
+        raise NotTaken("a list or text that grows too long")
     items.insert(index, item)
 
 
@@ -188,23 +193,68 @@ def _items(value: Any) -> list[Any]:
     return [value, *value] if type(value) in (list, tuple) else [value]
 
 
+_NUMBERS = (int, float, bool)
+_COMPARED = frozenset(("eq", "ne", "__contains__"))
+_ON_LISTS = frozenset((
+    "len", "append", "_set_item", "slice", "list", "pop", "insert", "extend", "reverse", "copy", "clear", "any", "all",
+    "min", "max", "add", "mul",
+))  # fmt: skip
+"""Ops that take lists of values; all others, but those that compare, take numbers alone."""
+_ON_WHATEVER = frozenset((
+    "__is__", "__isnot__", "format", "warn", "type", "device", "is_autocast_enabled", "is_scripting", "Int", "Float", "Bool",
+    "IntImplicit", "FloatImplicit", "ScalarImplicit", "item", "__not__",
+))  # fmt: skip
+"""Those that look at the types themselves."""
+
+
+def _allow(name: str, values: list[Any]) -> None:
+    """Raise NotTaken for arguments on which an op would take more time or memory than its steps tell."""
+    if any(type(one) is range for one in values):
+        raise NotTaken("a range outside of a loop")
+    if name in _ON_WHATEVER:
+        return
+    if name in _COMPARED:
+        if any(isinstance(one, Ref) for v in values for one in _items(v)):
+            raise NotTaken("it compares tensors")
+        if any(type(one) in (list, tuple) for v in values for one in _items(v)[1:]):
+            raise NotTaken("it compares lists of lists")
+    elif name in ("min", "max"):
+        if not all(type(one) in _NUMBERS for v in values for one in (v if type(v) is list else [v])):
+            raise NotTaken(f"{name} of what is no number")
+    elif name in ("add", "mul"):
+        _allow_growth(name, values)
+    elif name not in _ON_LISTS and not all(type(one) in _NUMBERS for one in values):
+        raise NotTaken(f"{name} of what is no number")
+    if name == "pow" and not all(abs(one) < 4096 for one in values):
+        raise NotTaken("a power of large numbers")
+
+
+def _allow_growth(name: str, values: list[Any]) -> None:
+    """add and mul take numbers, and lists and texts that stay short."""
+    if not all(type(one) in (*_NUMBERS, list, str) for one in values):
+        raise NotTaken(f"{name} of what is no number, list or text")
+    if any(type(one) in (list, str) for one in values):
+        size = [len(one) if type(one) in (list, str) else int(one) for one in values]
+        if (math.prod(size) if name == "mul" else sum(size)) > _MOST_ITEMS:
+            raise NotTaken("a list or text that grows too long")
+
+
 def applied(name: str, args: list[Any], keywords: dict[str, Any]) -> Any:
     """What a PLAIN op makes of plain values; a Num where one went in."""
     wrapped = any(isinstance(one, Num) for one in args)
     values = [one.value if isinstance(one, Num) else one for one in args]
-    if name in ("eq", "ne", "__contains__") and any(isinstance(one, Ref) for v in values for one in _items(v)):
-        raise NotTaken("it compares tensors")
-    if name in ("eq", "ne", "__contains__") and any(type(one) in (list, tuple) for v in values for one in _items(v)[1:]):
-        raise NotTaken("it compares lists of lists")
     if any(isinstance(v, Num) for v in keywords.values()):
         raise NotTaken(f"{name} of a tensor's number by keyword")
-    if name in ("mul", "add") and any(type(one) in (list, str) for one in values):
-        size = [one if type(one) is int else len(one) for one in values if type(one) in (int, list, str)]
-        if (math.prod(size) if name == "mul" else sum(size)) > _MOST_ITEMS:
-            raise NotTaken("a list or text that grows too long")
-    if name == "pow" and not all(type(one) in (int, float) and abs(one) < 4096 for one in values):
-        raise NotTaken("a power of large numbers")
+    _allow(name, [*values, *keywords.values()])
     result = checked(PLAIN[name](*values, **keywords))
     if wrapped and name in ("div", "sqrt", "pow") and type(args[0]) is Num and type(values[0]) is int:
         result = float(np.float32(result))  # torch makes float32 of integers that it divides
-    return Num(result) if wrapped and name not in _UNWRAP and type(result) in (int, float, bool) else result
+    return Num(result) if wrapped and name not in _UNWRAP and type(result) in _NUMBERS else result
+
+
+_AT_ONCE = frozenset(("append", "_set_item", "pop", "insert", "len", "__is__", "__isnot__", "__not__", "warn", "clear"))
+
+
+def cost(name: str, values: list[Any]) -> int:
+    """How many steps an op on these values counts for: the items that it may look at or copy."""
+    return 1 if name in _AT_ONCE else 1 + sum(len(one) for one in values if type(one) in (list, tuple, str))

@@ -52,13 +52,10 @@ def note_ranges(walk: Walk, node: ir.Node, gap: Gap | None) -> None:
             walk.ranges.pop(output, None)  # read when asked for; in a body, it may have varied a step ago
             if output in walk.held and output in walk.prior:
                 walk.ranges[output] = walk.prior[output]
+        if gap is None and not walk.errors and any(_is_open(walk, output) for output in outputs):
+            _note_images(walk, node)
         return
-    found: Sequence[Range] = ()
-    try:
-        if gap is None or gap.code not in _NO_FUNCTION:
-            found = _ranges_of(walk, node)
-    except MALFORMED:
-        pass  # attributes that make no sense: unknown
+    found = () if gap is not None and gap.code in _NO_FUNCTION else _ranges_of(walk, node)
     table = f"the embedding {where_is(node)} stays within the range of its table"
     for index, output in enumerate(node.outputs):
         if output in outputs:
@@ -98,7 +95,28 @@ def _gated(walk: Walk, node: ir.Node, one: Range) -> Range:
     return one
 
 
+def _is_open(walk: Walk, value: ir.Value) -> bool:
+    """Whether a real constant is of an open size: then it is no array that can be folded."""
+    sizes = (None,) if value.shape is None else value.shape
+    real = value.dtype is not None and value.dtype.is_floating_point()
+    return real and value not in walk.ranges and not all(isinstance(d, int) for d in sizes) and walk.fold(value) is None
+
+
+def _note_images(walk: Walk, node: ir.Node) -> None:
+    """Note where the entries of constants of open sizes lie, zeros for a batch of any size among them."""
+    for output, one in zip(node.outputs, _ranges_of(walk, node), strict=False):
+        if output not in walk.starts and _is_open(walk, output):
+            walk.ranges[output] = one
+
+
 def _ranges_of(walk: Walk, node: ir.Node) -> Sequence[Range]:
+    try:
+        return _found(walk, node)
+    except MALFORMED:
+        return ()  # attributes that make no sense: unknown
+
+
+def _found(walk: Walk, node: ir.Node) -> Sequence[Range]:
     if is_default(node) and node.op_type == "If":
         branches = [[range_of(walk, value) for value in graph.outputs] for graph in branches_of(walk, node)]
         return [pair[0] if len(pair) == 1 else flat(joined(flat(pair[0]), flat(pair[1])))

@@ -10,7 +10,8 @@ from snaudit.findings import Gap
 from snaudit.walk import Walk, value_of
 
 _SHAPED_BY_SHAPES = frozenset(
-    {"product", "needs-range", "recurrent", "unknown-shape", "bad-constant", "no-constant", "unmeasured-weight"}
+    {"product", "needs-range", "recurrent", "unknown-shape", "bad-constant", "no-constant", "unmeasured-weight",
+     "unknown-constant"}
 )
 """Gaps of ops whose result's shape follows from shapes alone, whatever keeps them from a constant."""
 _SIZED_BY = {

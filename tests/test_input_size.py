@@ -11,7 +11,7 @@ import onnx
 import pytest
 import torch
 from graphs import function_of, make_model
-from onnx import helper
+from onnx import helper, numpy_helper
 
 import snaudit
 from snaudit import sigma
@@ -130,6 +130,41 @@ WRONG = {
     "=3": "positive whole numbers",
     "height=6,7": "no symbolic dimension and no input",
 }
+
+
+def rated(kind: int) -> onnx.ModelProto:
+    """x times 2 where the rate is 16000, else times 3; under an If."""
+
+    def branch(name: str, factor: float) -> onnx.GraphProto:
+        nodes = [
+            helper.make_node("Constant", [], ["c"], value=helper.make_tensor("c", onnx.TensorProto.FLOAT, [], [factor])),
+            helper.make_node("Mul", ["x", "c"], ["b"]),
+        ]
+        return helper.make_graph(nodes, name, [], [onnx.ValueInfoProto(name="b")])
+
+    asked = numpy_helper.from_array(np.array(16000, helper.tensor_dtype_to_np_dtype(kind)))
+    nodes = [
+        helper.make_node("Constant", [], ["rate"], value=asked),
+        helper.make_node("Equal", ["sr", "rate"], ["same"]),
+        helper.make_node("If", ["same"], ["z"], then_branch=branch("t", 2.0), else_branch=branch("e", 3.0)),
+        helper.make_node("MatMul", ["z", "w"], ["y"]),
+    ]
+    inputs = [helper.make_tensor_value_info("x", 1, [1, 4]), helper.make_tensor_value_info("sr", kind, [])]
+    graph = helper.make_graph(nodes, "g", inputs, [helper.make_tensor_value_info("y", 1, [1, 4])],
+                              [numpy_helper.from_array(np.eye(4, dtype=np.float32), "w")])  # fmt: skip
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+
+
+@pytest.mark.parametrize("kind", [onnx.TensorProto.INT64, onnx.TensorProto.INT32])
+def test_an_integer_input_is_given_its_value(tmp_path: Path, kind: int) -> None:
+    """As of TorchScript: the branch that runs at that value is the network, for the lower end too."""
+    path = saved(tmp_path, rated(kind))
+    for given, factor in (((), 3.0), (("sr=16000",), 2.0), (("sr=8000",), 3.0)):
+        report = snaudit.audit(path, input_size=given, witness_seconds=0.5)
+        assert report.network.bound.upper == pytest.approx(factor, rel=1e-6)
+        assert not given or report.network.bound.lower == pytest.approx(factor, rel=1e-3)
+    with pytest.raises(UsageError, match="sr is one number of type"):
+        snaudit.audit(path, input_size=("sr=1,2",))
 
 
 @pytest.mark.parametrize("given", WRONG)

@@ -332,6 +332,48 @@ def test_a_held_input_over_a_varying_one_has_no_constant() -> None:
     assert [gap.code for gap in found.gaps] == ["unknown-constant"] and not found.bound.bounded
 
 
+def remedied(folder: Path, model: onnx.ModelProto, **asked: Any) -> tuple[str, str]:
+    """(reason and remedy of the only gap of a model behind a layer that does nothing, its code)."""
+    width = model.graph.input[0].type.tensor_type.shape.dim[1].dim_value
+    for one in model.graph.node:
+        for index, name in enumerate(one.input):
+            one.input[index] = "layer" if name == "x" else name
+    model.graph.node.insert(0, node("MatMul", "x eye", "layer"))
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.eye(width, dtype=np.float32), "eye"))
+    onnx.save(model, folder / "m.onnx")
+    (gap,) = snaudit.audit(folder / "m.onnx", witness_seconds=0, **asked).gaps
+    return f"{gap.reason}; {gap.remedy}", gap.code
+
+
+def test_a_factor_that_is_not_known_says_what_would_tell_it(tmp_path: Path) -> None:
+    """A held input's box, an integer's value, a size; each remedy leads to a bound."""
+    held = make_model([node("Sigmoid", "x", "a"), node("Mul", "a gate")], {"x": (1, 2), "gate": (1, 2)}, dtype="float32")
+    text, code = remedied(tmp_path, held, from_input="x")
+    assert "--input-range gate=LO,HI" in text and "held fixed" in text and code == "needs-range"
+    given = snaudit.audit(tmp_path / "m.onnx", from_input="x", input_range=("gate=-2,1",), witness_seconds=0)
+    assert given.network.bound.upper == pytest.approx(0.5)
+    cast = [node("Cast", "n", "f", to=onnx.TensorProto.FLOAT), node("Mul", "x f")]
+    counted = make_model(cast, {"x": (1, 2), "n": ()}, dtype="float32", kinds={"n": "int64"})
+    text, code = remedied(tmp_path, counted)
+    assert "integer input n" in text and "--input-size n=N" in text and code == "unknown-constant"
+    assert snaudit.audit(tmp_path / "m.onnx", input_size=("n=3",)).network.bound.upper == pytest.approx(3.0)
+    nodes = [node("Shape", "x", "s"), node("Cast", "s", "c", to=onnx.TensorProto.FLOAT), node("ReduceMax", "c", "f", keepdims=0)]
+    sized = make_model([*nodes, node("Mul", "x f")], {"x": ("n", 2)}, dtype="float32")
+    text, code = remedied(tmp_path, sized)
+    assert "size of x" in text and "--input-size" in text and code == "unknown-constant"
+    assert snaudit.audit(tmp_path / "m.onnx", input_size=("n=7",)).network.bound.upper == pytest.approx(7.0)
+
+
+def test_what_follows_an_unknown_factor_keeps_its_shapes(tmp_path: Path) -> None:
+    """The shape behind such a gap follows from shapes: a Reshape by it is no second gap."""
+    nodes = [
+        node("Shape", "x", "s"), node("Cast", "s", "c", to=onnx.TensorProto.FLOAT), node("ReduceMax", "c", "f", keepdims=0),
+        node("Mul", "x f", "m"), node("Shape", "m", "k"), node("Sigmoid", "m", "g"), node("Reshape", "g k"),
+    ]  # fmt: skip
+    text, code = remedied(tmp_path, make_model(nodes, {"x": ("n", 3)}, dtype="float32"))
+    assert code == "unknown-constant" and "step" not in text
+
+
 def test_an_embedding_lies_in_its_table() -> None:
     table = RNG.standard_normal((7, 4))
     nodes = [node("Gather", "table ids", "e"), node("MatMul", "e w", "q"), node("Mul", "q e")]

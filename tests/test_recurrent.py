@@ -230,3 +230,32 @@ def test_a_dynamically_quantized_lstm_is_the_lstm_of_its_real_weights(direction:
     assert bounds[0].bound.upper == pytest.approx(bounds[1].bound.upper, rel=1e-6)  # the plain one's weights are float32
     assert bounds[0].bound.grade is snaudit.Grade.ASSUMED and SURROGATE in bounds[0].assumptions
     assert any("not known" in sentence for sentence in bounds[0].assumptions)  # what rounding adds
+
+
+@pytest.mark.parametrize("fill", [None, 0.5, -2.0])
+@pytest.mark.parametrize("way", ["filled", "expanded"])
+def test_a_state_of_open_size_is_bounded_by_what_fills_it(fill: float | None, way: str, tmp_path: Path) -> None:
+    """The state of a batch of any size, all entries one number: the bound is that of the stored state."""
+    rng = np.random.default_rng(1)
+    weights: dict[str, Any] = {"w": rng.standard_normal((1, 9, 4)), "r": rng.standard_normal((1, 9, 3))}
+    gru = helper.make_node("GRU", ["x", "w", "r", "", "", "h"], ["y"], hidden_size=3)
+    stored = make_model([gru], {"x": (5, 1, 4)}, weights | {"h": np.full((1, 1, 3), fill or 0.0)}, dtype="float32")
+    value = {} if fill is None else {"value": helper.make_tensor("v", onnx.TensorProto.FLOAT, [1], [fill])}
+    made = [
+        helper.make_node("Shape", ["x"], ["s"]), helper.make_node("Gather", ["s", "one"], ["b"]),
+        helper.make_node("Concat", ["first", "b", "last"], ["sizes"], axis=0),
+    ]  # fmt: skip
+    if way == "filled":
+        made += [helper.make_node("ConstantOfShape", ["sizes"], ["h"], **value)]
+    else:
+        weights["number"] = np.full((1, 1, 1), fill or 0.0)
+        made += [helper.make_node("Expand", ["number", "sizes"], ["e"]), helper.make_node("Identity", ["e"], ["h"])]
+    weights |= {"one": np.array([1]), "first": np.array([1]), "last": np.array([3])}
+    open_ = make_model([*made, gru], {"x": (5, "batch", 4)}, weights, dtype="float32")
+    bounds = []
+    for model in (stored, open_):
+        onnx.save(model, tmp_path / "m.onnx")
+        report = snaudit.audit(tmp_path / "m.onnx", witness_seconds=0)
+        assert not report.gaps, report.gaps
+        bounds.append(report.network.bound.upper)
+    assert bounds[0] == bounds[1]

@@ -130,7 +130,7 @@ Spectrum = Annotated[bool, option(MEASURING, "--spectrum", help="All singular va
 InputSize = Annotated[
     list[str] | None,
     option(MEASURING, "--input-size", metavar="SIZE", show_default=False,
-           help="Of a graph's input: N,N,… or NAME=N for a symbolic dimension; repeatable. Tighter, for this size only."),
+           help="Of a graph's input: N,N,… or NAME=N for a symbolic dimension or an integer; repeatable. Tighter, for this size only."),
 ]  # fmt: skip
 InputRange = Annotated[
     list[str] | None,

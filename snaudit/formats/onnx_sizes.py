@@ -1,4 +1,5 @@
-"""Input sizes that the user gives: put into the graph's inputs before shapes are inferred from them."""
+"""What `--input-size` gives: sizes, put into the graph's inputs before shapes are inferred from them, and the
+numbers of integer scalars, which become constants."""
 
 from __future__ import annotations
 
@@ -6,16 +7,21 @@ import difflib
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import onnx
 
 from snaudit.errors import UsageError
 from snaudit.sizes import sizes_of
 
 
+_INTEGERS = (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
+
+
 def bind_sizes(graph: onnx.GraphProto, texts: Iterable[str]) -> None:
     """Fix the dimensions of the inputs that the texts name (`sizes` says how).
 
-    A symbolic dimension is fixed wherever an input has it. Raises UsageError for a name that is none of
+    A symbolic dimension is fixed wherever an input has it; an input that is one integer, at that value (a rate, a
+    number of steps, which an If may ask for). Raises UsageError for a name that is none of
     the graph's, and for a size that contradicts it or another one.
     """
     held = {tensor.name for tensor in graph.initializer}
@@ -28,6 +34,8 @@ def bind_sizes(graph: onnx.GraphProto, texts: Iterable[str]) -> None:
         target = next(iter(inputs)) if name is None else name
         if target in (known | set(symbols)) - set(inputs) and len(sizes) == 1:
             _bind(symbols, target, sizes[0])
+        elif target in inputs and _is_number(inputs[target]):
+            _fix(graph, inputs.pop(target), sizes)
         elif target in inputs:
             _shape(inputs[target], sizes, symbols)
         else:
@@ -36,6 +44,22 @@ def bind_sizes(graph: onnx.GraphProto, texts: Iterable[str]) -> None:
             for dim in _dims(value):
                 if dim.dim_param in symbols:
                     dim.dim_value = symbols[dim.dim_param]
+
+
+def _is_number(value: onnx.ValueInfoProto) -> bool:
+    """Whether an input is one integer."""
+    held = value.type.tensor_type
+    return held.elem_type in _INTEGERS and held.HasField("shape") and not held.shape.dim
+
+
+def _fix(graph: onnx.GraphProto, value: onnx.ValueInfoProto, sizes: tuple[int, ...]) -> None:
+    """Make an input a constant of the graph."""
+    kind = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+    if len(sizes) != 1 or sizes[0] > np.iinfo(kind).max:
+        raise UsageError(f"--input-size: input {value.name} is one number of type {kind}")
+    tensor = onnx.numpy_helper.from_array(np.array(sizes[0], kind))
+    graph.node.insert(0, onnx.helper.make_node("Constant", [], [value.name], value=tensor))
+    graph.input.remove(value)
 
 
 def _shape(value: onnx.ValueInfoProto, sizes: tuple[int, ...], symbols: dict[str, int]) -> None:

@@ -28,6 +28,7 @@ _ROWS: tuple[tuple[Image, tuple[str, ...]], ...] = (
     (entrywise.cast, ("Cast",)),
     (entrywise.stepped, ("Floor", "Ceil", "Round")),
     (moves.selected, _MOVES),
+    (moves.filled, ("ConstantOfShape",)),
     (moves.channelwise, ("MaxPool", "GlobalMaxPool", "GlobalAveragePool")),
     (moves.sliced, ("ReverseSequence",)),
     (moves.cut, ("Slice",)),

@@ -17,6 +17,14 @@ def selected(step: Step) -> Range:
     return flat(step.range(0))
 
 
+def filled(step: Step) -> Range:
+    """The one number that fills a shape, whatever the shape is."""
+    held = step.node.meta.get("tensor")
+    if held is None:
+        return UNKNOWN if "value" in step.node.attributes else enclosing(0.0, 0.0)
+    return ranges.of_constant(np.asarray(held.load()).reshape(1))
+
+
 def channelwise(step: Step) -> Range:
     """Means and maxima over spatial axes: channels keep their intervals."""
     one, shape = step.range(0), step.shape(0)

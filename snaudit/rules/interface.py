@@ -145,6 +145,42 @@ class Step:
         return _shape(self.node.outputs[index])
 
 
+def roots(value: Any) -> tuple[list[Any], list[Any]]:
+    """(the graph's inputs whose numbers a value is computed from, those of which only the open size is used)."""
+    used: dict[Any, bool] = {}
+    stack = [(value, False)]
+    while stack:
+        one, sized = stack.pop()
+        if one is None or (one in used and used[one] <= sized):
+            continue
+        used[one] = sized
+        node = one.producer()
+        sized = sized or (node is not None and node.op_type in ("Shape", "Size"))
+        stack += [] if node is None else [(read, sized) for read in node.inputs]
+    inputs = [one for one in used if one.producer() is None and one.is_graph_input() and not one.is_initializer()]
+    return [v for v in inputs if not used[v]], [v for v in inputs if used[v] and None in (_shape(v) or (None,))]
+
+
+def unknown(step: Step, index: int) -> Unbounded:
+    """Why the numbers in constant input `index` are not known, and what tells them."""
+    numbers, sizes = roots(step.node.inputs[index])
+    held = [v for v in numbers if v.dtype is not None and v.dtype.is_floating_point()]
+    op, what = step.node.op_type, "by a constant whose value is not known"
+    if held:
+        names = " and ".join(str(v.name) for v in held)
+        told = " ".join(f"--input-range {v.name}=LO,HI" for v in held)
+        reason = f"{op} by what is computed from {names}, which is held fixed at any value"
+        return Unbounded(reason, f"state where it is held: {told}", "needs-range")
+    if numbers:
+        reason = f"{op} {what}: it is computed from the integer input {numbers[0].name}"
+        fixed = f", or fix it with --input-size {numbers[0].name}=N" if _shape(numbers[0]) == () else ""
+        return Unbounded(reason, f"store it as a constant of the model{fixed}", "unknown-constant")
+    if sizes:
+        reason = f"{op} {what}: it depends on the size of {sizes[0].name}, which is open"
+        return Unbounded(reason, "give the input's size with --input-size", "unknown-constant")
+    return Unbounded(f"{op} {what}", "store it as a constant of the model", "unknown-constant")
+
+
 def through(value: Value, gain: Bound) -> Value:
     """The value of g(value), g with Lipschitz bound `gain`: uppers multiply."""
     if gain.upper == 1.0 and gain.grade >= value.lip.grade:

@@ -17,7 +17,7 @@ from snaudit.bound import Grade, at_most, scaled, times_up, up
 from snaudit.broadcasting import Dim, Spread, dims, spread
 from snaudit.gains import copies, diagonal, outward
 from snaudit.ranges import Range, enclosing, inverted
-from snaudit.rules.interface import Row, Step, Unbounded, Value, through, within
+from snaudit.rules.interface import Row, Step, Unbounded, Value, through, unknown, within
 
 
 def _dims(step: Step, index: int) -> tuple[Dim, ...] | None:
@@ -191,11 +191,7 @@ def divided(step: Step) -> tuple[Value, ...]:
 def _known(step: Step, index: int) -> np.ndarray:
     constant = step.constant(index)
     if constant is None:
-        raise Unbounded(
-            f"{step.node.op_type} by a constant whose value is not known (it depends on sizes or integers)",
-            "store it as a constant of the model",
-            "unknown-constant",
-        )
+        raise unknown(step, index)
     return constant.astype(np.float64)
 
 

@@ -215,9 +215,19 @@ def _p_norm(step: Step, entries: int | None, cover: int) -> Bound:
     return at_most(up(outward(math.sqrt(entries ** (2.0 / p - 1.0) * cover), 16)), "p-norm")
 
 
+_INSTEAD = {
+    "DFT": "write the transform as a MatMul or Conv with stored cosines and sines",
+    "STFT": "write the transform as a Conv with stored cosines and sines",
+    "Col2Im": "replace it by ConvTranspose with a stored kernel of zeros and ones",
+    "DeformConv": "use Conv",
+}
+"""What can stand for an op that is no pooling; sampling at fixed places is Resize."""
+
+
 def _no_rule(step: Step) -> tuple[Value, ...]:
     """None yet."""
-    raise Unbounded(f"{step.node.op_type} is not bounded yet", "replace it by pooling or Resize", "no-rule")
+    op = step.node.op_type
+    raise Unbounded(f"{op} is not bounded yet", _INSTEAD.get(op, "replace it by pooling or Resize"), "no-rule")
 
 
 ROWS: tuple[Row, ...] = (

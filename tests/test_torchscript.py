@@ -162,6 +162,53 @@ def test_its_graph_computes_what_it_computes(name: str, trace: bool, tmp_path: P
     agree(make(), tmp_path / "m.pt", rand(*shape), trace=trace)
 
 
+class Making(nn.Module):
+    """Tensors of numbers that stand in the code, of which those of the steps may be rounded."""
+
+    def __init__(self, low: float = -1.0, high: float = 1.0, count: int = 5) -> None:
+        super().__init__()
+        self.fc = nn.Linear(count, 5)
+        self.low, self.high, self.count = low, high, count
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.fc(x + torch.linspace(self.low, self.high, self.count)) @ torch.eye(5)
+        y = y @ torch.tril(torch.ones(5, 5)) @ torch.eye(5, 7)
+        return y + torch.tensor([0.1, 2.0, 3.0, 4.0, 5.0, 6.0, 0.7]) * torch.linspace(3.0, 0.0, 7)
+
+
+class Logarithmic(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(3, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(x) + torch.logspace(0.0, 1.0, 6)
+
+
+def test_numbers_in_the_code_are_constants(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    for trace in (True, False):
+        agree(Making(), tmp_path / "m.pt", rand(3, 5), trace=trace)
+    torch.export.save(torch.export.export(Making(), (rand(3, 5),)), tmp_path / "m.pt2")
+    graph = formats.read(tmp_path / "m.pt2").graph
+    assert graph is not None and all(node.domain == "" for node in graph.graph)
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".pt2"])
+def test_numbers_that_machines_round_differently_are_not_known(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"m{suffix}"
+    nets = [(Making(0.0, 1.0, 6), 6), (Making(1e9, 1e9 + 1.0, 3), 3), (Making(0.0, 1e-40, 3), 3), (Logarithmic(), 3)]
+    for net, size in nets:
+        if suffix == ".pt":
+            scripted(net, path, trace=False)
+        else:
+            torch.export.save(torch.export.export(net, (rand(2, size),)), path)
+        model = formats.read(path, None, (f"2,{size}",) if suffix == ".pt" else ())
+        assert model.graph is not None, model.notes
+        unknown = [node.op_type for node in model.graph.graph if node.domain]
+        assert unknown == ["logspace.default" if isinstance(net, Logarithmic) else "linspace.default"]
+
+
 ALIKE = ("residual", "lstm", "gru", "mlp")
 """Those that torch's ONNX exporter writes with the same ops; in others it takes apart what stays whole here."""
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 from functools import partial
 from typing import Any
 
 import numpy as np
+from onnx import helper
 
 from snaudit.formats.aten_calls import (
+    DOMAIN,
     Code,
     Ref,
     Untranslated,
@@ -20,8 +23,10 @@ from snaudit.formats.aten_calls import (
     number,
 )
 from snaudit.formats.aten_pointwise import Translator
+from snaudit.formats.onnx_tensors import DTYPES as ONNX_DTYPES
 
-_MOST_MADE = 1 << 20
+_MOST_MADE, _MOST_STEPS = 1 << 20, 1 << 14
+_NUMBERS = {name: number for number, name in ONNX_DTYPES.items()}
 _KINDS = ("float16", "float32", "float64", "int32", "int64", "bool")
 
 
@@ -33,9 +38,20 @@ def _kind(dtype: Any, default: str) -> str:
     return dtype.value
 
 
+def _fits(value: Any, kind: str) -> bool:
+    """Whether a number is one of the dtype's range; NumPy raises or warns for others."""
+    if type(value) not in (bool, int, float):
+        return False
+    if kind == "bool":
+        return type(value) is bool or value in (0, 1)
+    if kind.startswith("float"):
+        return (type(value) is float and not math.isfinite(value)) or abs(value) <= float(np.finfo(kind).max)
+    return math.isfinite(value) and np.iinfo(kind).min <= int(value) <= np.iinfo(kind).max
+
+
 def _make(w: Writer, shape: list[int], fill: Any, kind: str) -> None:
-    if any(one < 0 for one in shape) or math.prod(shape) > _MOST_MADE or type(fill) not in (bool, int, float):
-        raise Untranslated("more than a million numbers, or no number")
+    if any(one < 0 for one in shape) or math.prod(shape) > _MOST_MADE or not _fits(fill, kind):
+        raise Untranslated("more than a million numbers, or none of the dtype")
     w.last("Identity", [w.constant(np.full(tuple(shape), fill, kind))])
 
 
@@ -110,6 +126,72 @@ def _arange_by(
     pin_memory: Any = None,
 ) -> None:  # fmt: skip
     _arange_made(w, start, end, step, dtype)
+
+
+def _eye_of(
+    w: Writer, n: Any, m: Any, dtype: Any = None, layout: Any = None, device: Any = None, pin_memory: Any = None
+) -> None:
+    rows, columns = integer(n), integer(m)
+    if min(rows, columns) < 0 or rows * columns > _MOST_MADE:
+        raise Untranslated("more than a million numbers, or a negative size")
+    w.last("Identity", [w.constant(np.eye(rows, columns, dtype=_kind(dtype, "float32")))])
+
+
+def _eye(
+    w: Writer, n: Any, dtype: Any = None, layout: Any = None, device: Any = None, pin_memory: Any = None
+) -> None:
+    _eye_of(w, n, n, dtype)
+
+
+def _linspace(
+    w: Writer, start: Any, end: Any, steps: Any, dtype: Any = None, layout: Any = None, device: Any = None,
+    pin_memory: Any = None,
+) -> None:  # fmt: skip
+    """Its numbers where none is rounded."""
+    count, low, high = integer(steps), number(start), number(end)
+    kind = _kind(dtype, "float32")
+    if not 1 <= count <= _MOST_STEPS or not kind.startswith("float"):
+        raise Untranslated("steps of another form")
+    if not max(abs(low), abs(high)) <= float(np.finfo(kind).max) / 4:
+        raise Untranslated("steps out of the dtype's range")
+    step = (Fraction(high) - Fraction(low)) / max(1, count - 1)
+    ways = [step * at for at in range(count)]
+    exact = [Fraction(low) + way for way in ways]
+    if any(Fraction(float(np.asarray(float(one), kind))) != one for one in (*ways, *exact)):
+        _unknown(w, "linspace.default", count, kind)
+        return
+    w.last("Identity", [w.constant(np.array([float(one) for one in exact], kind))])
+
+
+def _logspace(
+    w: Writer, start: Any, end: Any, steps: Any, base: Any = 10.0, dtype: Any = None, layout: Any = None,
+    device: Any = None, pin_memory: Any = None,
+) -> None:  # fmt: skip
+    number(start), number(end), number(base)
+    count = integer(steps)
+    if not 1 <= count <= _MOST_STEPS:
+        raise Untranslated("steps of another form")
+    _unknown(w, "logspace.default", count, _kind(dtype, "float32"))
+
+
+def _unknown(w: Writer, op: str, count: int, kind: str) -> None:
+    """So many numbers of which nothing is said: they are rounded, which machines do differently."""
+    made = w.fresh("numbers")
+    w.nodes.append(helper.make_node(op, [], [made], name=w.label, domain=DOMAIN))
+    w.last("Reshape", [w.add("Cast", [made], to=_NUMBERS[kind]), w.ints([count])])
+
+
+def _tensor(w: Writer, data: Any, dtype: Any = None, device: Any = None, requires_grad: Any = False) -> None:
+    """Numbers written in the code."""
+    given = data if type(data) is list else [data]
+    kinds = {float: "float32", int: "int64", bool: "bool"}
+    found = {type(one) for one in given}
+    if len(found) != 1 or not found <= set(kinds):
+        raise Untranslated("no numbers, or of several kinds")
+    kind = _kind(dtype, kinds[found.pop()])
+    if not all(_fits(one, kind) for one in given):
+        raise Untranslated("numbers that are none of the dtype")
+    w.last("Identity", [w.constant(np.array(data, kind))])
 
 
 # choices
@@ -284,7 +366,8 @@ MADE: dict[str, Translator] = {
     "zeros_like.default": partial(_filled_like, 0), "ones_like.default": partial(_filled_like, 1),
     "full_like.default": _full_like, "new_zeros.default": partial(_filled_new, 0),
     "new_ones.default": partial(_filled_new, 1), "arange.default": _arange, "arange.start": _arange_from,
-    "arange.start_step": _arange_by,
+    "arange.start_step": _arange_by, "eye.default": _eye, "eye.m": _eye_of, "linspace.default": _linspace,
+    "logspace.default": _logspace, "tensor.default": _tensor,
     **{
         f"{name}.{kind}": partial(_compared, op, negated)
         for name, op, negated in (

@@ -53,6 +53,8 @@ def target_of(op: str, args: list[Any], keywords: Mapping[str, Any]) -> str:
         return f"{op}.other"
     if op in ("var", "std"):
         return f"{op}.correction" if "correction" in keywords else f"{op}.{'default' if type(second) is bool or second is None else 'dim'}"
+    if op == "eye":
+        return "eye.m" if type(second) is int or "m" in keywords else "eye.default"
     if op == "where":
         return "where.self" if len(args) == 3 else "where.default"
     if op == "arange":

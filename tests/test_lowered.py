@@ -391,6 +391,82 @@ def test_blocked_convolutions_are_put_back_into_their_order(block: int, last: in
         np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-4)
 
 
+def padded_model(beside: str) -> tuple[onnx.ModelProto, onnx.ModelProto]:
+    """A residual block of 8 channels in blocks of 16, and the plain one. beside: what else reads the first value."""
+    first, second, depth = random(8, 3, 3, 3) / 4, random(8, 8, 3, 3) / 8, random(8, 1, 3, 3) / 3
+    shift = random(8)
+    pads = {"pads": [1, 1, 1, 1]}
+    plain = [
+        helper.make_node("Conv", ["x", "w", "b"], ["c0"], **pads), helper.make_node("Relu", ["c0"], ["c"]),
+        helper.make_node("Conv", ["c", "v", "b"], ["e0"], **pads), helper.make_node("Add", ["e0", "c"], ["e1"]),
+        helper.make_node("Relu", ["e1"], ["y"]),
+    ]  # fmt: skip
+    own = [
+        helper.make_node("Conv", ["x", "w", "b"], ["c"], name="c", domain=NCHWC, activation="Relu", **pads),
+        helper.make_node("ReorderOutput", ["c"], ["r"], domain=NCHWC, channels=8),
+        helper.make_node("Conv", ["r", "v", "b", "c"], ["e"], name="e", domain=NCHWC, activation="Relu", **pads),
+        helper.make_node("ReorderOutput", ["e"], ["y"], domain=NCHWC, channels=8),
+    ]
+    outputs = ["y"]
+    if beside == "pool":
+        plain.append(helper.make_node("GlobalMaxPool", ["c"], ["z"]))
+        own.append(helper.make_node("GlobalMaxPool", ["c"], ["q"], domain=NCHWC))
+        own.append(helper.make_node("ReorderOutput", ["q"], ["z"], domain=NCHWC, channels=8))
+    elif beside == "depthwise":
+        plain += [helper.make_node("Conv", ["y", "d"], ["z0"], group=8, **pads), helper.make_node("Add", ["z0", "c"], ["z"])]
+        own.append(helper.make_node("Conv", ["e", "d", "", "c"], ["q"], name="q", domain=NCHWC, group=16, **pads))
+        own.append(helper.make_node("ReorderOutput", ["q"], ["z"], domain=NCHWC, channels=8))
+    elif beside == "sum":
+        plain.append(helper.make_node("ReduceSum", ["c"], ["z"], keepdims=0))
+        own.append(helper.make_node("ReduceSum", ["c"], ["z"], keepdims=0))
+    outputs += ["z"] if beside else []
+    more = [(0, 8), (0, 0), (0, 0), (0, 0)]
+    stored = {"w": blocked_kernel(first, 16, False), "v": blocked_kernel(second, 16, False), "b": np.pad(shift, (0, 8))}
+    weights = {"w": first, "v": second, "b": shift}
+    if beside == "depthwise":
+        stored["d"], weights["d"] = blocked_kernel(np.pad(depth, more), 16, False), depth
+    inputs = {"x": (1, 3, 5, 6)}
+    return model_of(plain, inputs, weights, outputs), model_of(own, inputs, stored, outputs)
+
+
+@pytest.mark.parametrize(("beside", "kept"), [("", [8, 8]), ("pool", [8, 8]), ("depthwise", [16, 16, 16]), ("sum", [16, 8])])
+def test_padding_that_nothing_reads_is_left_out(beside: str, kept: list[int], tmp_path: Path) -> None:
+    """Then the bound is that of the plain file; what reads all channels keeps them, a residual's among them."""
+    truth, made = padded_model(beside)
+    written = rewritten(made)
+    inferred = {v.name: v.type.tensor_type.shape.dim for v in with_shapes(written, []).graph.value_info}
+    convolutions = [node for node in written.graph.node if node.op_type == "Conv"]
+    assert [inferred[node.input[1]][0].dim_value if node.input[1] in inferred else 16 for node in convolutions] == kept
+    feed = {"x": np.random.default_rng(2).standard_normal((1, 3, 5, 6)).astype(np.float32)}
+    for got, wanted in zip(outputs_of(written, feed), outputs_of(truth, feed), strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-4)
+    if not beside:
+        uppers = []
+        for model in (truth, made):
+            onnx.save(model, tmp_path / "m.onnx")
+            uppers.append(snaudit.audit(tmp_path / "m.onnx", witness_seconds=0).network.bound.upper)
+        assert uppers[1] == pytest.approx(uppers[0], rel=1e-3)
+
+
+def test_what_a_body_names_keeps_its_padding() -> None:
+    """A branch that reads a blocked value, or gives a value of its own that name, and nodes out of order."""
+    from snaudit.lowered.blocked import kept_of
+
+    _, made = padded_model("")
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in made.graph.initializer}
+    assert kept_of(made.graph, shapes) == {"c": 8, "e": 8}
+    for inner in (helper.make_node("Identity", ["c"], ["k"]), helper.make_node("Identity", ["x"], ["c"])):
+        body = helper.make_graph([inner], "t", [], [onnx.ValueInfoProto(name=inner.output[0])])
+        other = onnx.GraphProto.FromString(made.graph.SerializeToString())
+        other.node.append(helper.make_node("If", ["flag"], ["u"], then_branch=body, else_branch=body))
+        assert "c" not in kept_of(other, shapes)
+    turned = onnx.GraphProto.FromString(made.graph.SerializeToString())
+    nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in reversed(turned.node)]
+    del turned.node[:]
+    turned.node.extend(nodes)
+    assert kept_of(turned, shapes) == {}
+
+
 REFUSED = [
     case("FusedConv", IMAGE, {"w": KERNEL}, activation="HardSwish"),
     case("FusedConv", IMAGE, {"w": KERNEL}, activation="LeakyRelu"),

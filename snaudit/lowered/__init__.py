@@ -47,7 +47,8 @@ def _lowered(model: onnx.ModelProto, infer: Infer, table: Mapping[tuple[str, str
     if opset < 7 or not any((node.domain, node.op_type) in table for node in _nodes(model.graph)):
         return False
     block = blocked.block_of(_nodes(model.graph), _facts(model)[0])
-    walk = _Walk(table, opset, _names(model), block, real)
+    kept = {} if block is None else blocked.kept_of(model.graph, _facts(model)[0])
+    walk = _Walk(table, opset, _names(model), block, real, kept)
     walk.whole(model, _facts(model))
     facts = _facts(model)
     for _ in range(_MOST_ROUNDS):
@@ -71,6 +72,7 @@ class _Walk:
     taken: dict[str, int]
     block: int | None
     real: int
+    kept: Mapping[str, int]
     waiting: int = 0
 
     def whole(self, model: onnx.ModelProto, facts: _Facts, last: bool = False) -> None:
@@ -87,7 +89,7 @@ class _Walk:
             for body in _bodies(node):
                 self.graph(body, shapes, kinds, last)
             row = self.table.get((node.domain, node.op_type))
-            call = Call(node, self.opset, shapes, kinds, self.taken, self.block, self.real)
+            call = Call(node, self.opset, shapes, kinds, self.taken, self.block, self.real, self.kept)
             nodes += [node] if row is None else self._written(row, call, last)
         if len(nodes) != len(graph.node) or any(a is not b for a, b in zip(nodes, graph.node, strict=True)):
             copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]

@@ -4,12 +4,13 @@ There the channels of an activation are padded to a multiple of B, and the bytes
 (O, I, H, W) are laid out as (O/B, I/B, H, W, B, B), or as (O/B, I, H, W, B) where its input has fewer
 channels than B or it is depthwise (onnxruntime/core/optimizer/nchwc_transformer.cc). B is 8 or 16, as
 the processor that optimized the model has it, and the file does not say which. `block_of` tells from
-the sizes where it can. Activations are written as plain (N, channels, H, W), the padding kept.
+the sizes where it can. Activations are written as plain (N, channels, H, W), with the padding where anything reads it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import onnx
 
@@ -59,6 +60,68 @@ def _agrees(
     return True
 
 
+def kept_of(graph: onnx.GraphProto, shapes: _Shapes) -> dict[str, int]:
+    """How many channels of a value are written where the rest, the padding, reaches no output.
+
+    What a value's channels are read by, from the outputs on: as many as a ReorderOutput keeps; where channels stay
+    apart (a residual, a pool), as many as of the result; all of them by anything else, a body's node among it.
+    Nothing where nodes stand before what they read.
+    """
+    reads: dict[str, float] = {value.name: math.inf for value in graph.output}
+    reads |= {name: math.inf for node in graph.node for name in _named_in_bodies(node)}
+    makers = {name: node for node in graph.node for name in node.output if name}
+    coming = set(makers)
+    for node in graph.node:
+        if not coming.isdisjoint(node.input):
+            return {}
+        coming -= set(node.output)
+    for node in reversed(graph.node):
+        apart = node.domain == NCHWC and (node.op_type in _POOLS or _channels(node, shapes) is not None)
+        for index, name in enumerate(node.input):
+            asked = math.inf
+            if node.domain == NCHWC and node.op_type == "ReorderOutput":
+                asked = next((a.i for a in node.attribute if a.name == "channels" and a.i > 0), math.inf)
+            elif apart and index == (3 if node.op_type == "Conv" else 0):
+                asked = reads.get(node.output[0], math.inf)
+            reads[name] = max(reads.get(name, 0), asked)
+    found: dict[str, int] = {}
+    for name, node in makers.items():
+        if name != node.output[0]:
+            continue
+        if reads.get(name, math.inf) < (_channels(node, shapes) or 0):
+            found[name] = int(reads[name])
+        elif node.domain == NCHWC and node.op_type in _POOLS and node.input and node.input[0] in found:
+            found[name] = found[node.input[0]]
+    return found
+
+
+def _channels(node: onnx.NodeProto, shapes: _Shapes) -> int | None:
+    """How many channels a convolution without groups writes; None for any other node."""
+    if node.domain != NCHWC or node.op_type != "Conv" or len(node.input) < 2:
+        return None
+    if any(a.name == "group" and a.i != 1 for a in node.attribute):
+        return None
+    return (shapes.get(node.input[1]) or (None,))[0]
+
+
+def _named_in_bodies(node: onnx.NodeProto) -> Iterator[str]:
+    for attribute in node.attribute:
+        for body in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+            yield from (value.name for value in body.output)
+            for inner in body.node:
+                yield from (*inner.input, *inner.output)
+                yield from _named_in_bodies(inner)
+
+
+def _first(call: Call, value: str, count: int, output: str = "", axis: int = 0) -> str:
+    """The first `count` slices of a value along an axis."""
+    ends = ("starts", [0]), ("ends", [count]), ("axes", [axis])
+    if call.opset < 10:
+        return call.emit("Slice", [value], "" if output else "kept", output, **dict(ends))
+    constants = [call.constant(value, name) for name, value in ends]
+    return call.emit("Slice", [value, *constants], "" if output else "kept", output)
+
+
 def _block(call: Call) -> int:
     if call.block is None:
         raise Kept(
@@ -88,7 +151,14 @@ def convolution(call: Call) -> None:
     blocks = call.emit("Reshape", [call.needed(1), call.constant(parts, "blocks")], "blocked")
     plain = call.emit("Transpose", [blocks], "unblocked", perm=order)
     kernel = call.emit("Reshape", [plain, call.constant(list(shape), "kernel-shape")], "kernel")
-    convolved(call, call.needed(0), kernel, call.output())
+    kept, residual = call.kept.get(call.output()), call.input(3)
+    if kept is None:
+        convolved(call, call.needed(0), kernel, call.output())
+        return
+    if residual and call.kept.get(residual) != kept:
+        residual = _first(call, residual, kept, axis=1)
+    bias = _first(call, call.input(2), kept) if call.input(2) else ""
+    convolved(call, call.needed(0), _first(call, kernel, kept), call.output(), residual, bias)
 
 
 def reorder_input(call: Call) -> None:
@@ -119,13 +189,10 @@ def reorder_output(call: Call) -> None:
     channels, last = call.attribute("channels", 0), call.attribute("channels_last", 0)
     if not isinstance(channels, int) or channels < 1:
         raise Kept("keeps a number of channels that makes no sense")
-    ends = ("starts", [0]), ("ends", [channels]), ("axes", [1])
-    inner = "" if last else call.output()
-    if call.opset < 10:
-        made = call.emit("Slice", [call.needed(0)], output=inner, **dict(ends))
+    if call.kept.get(call.needed(0)) == channels:
+        made = call.needed(0) if last else call.emit("Identity", [call.needed(0)], output=call.output())
     else:
-        constants = [call.constant(value, name) for name, value in ends]
-        made = call.emit("Slice", [call.needed(0), *constants], output=inner)
+        made = _first(call, call.needed(0), channels, "" if last else call.output(), axis=1)
     if last:
         call.emit("Transpose", [made], "last", call.output(), perm=[0, 2, 3, 1])
 

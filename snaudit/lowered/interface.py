@@ -51,6 +51,7 @@ class Call:
     shapes  of values as far as they are known, None for an open dimension
     kinds   the element types of values, as far as known
     taken   all names of the model, each with the number that the next of its name is given
+    kept    blocked values whose other channels nothing reads: how many of their channels are written
     block   channels in a block of com.microsoft.nchwc; None: the file does not settle it
     real    the type of new real constants where the node's inputs do not say
     """
@@ -62,6 +63,7 @@ class Call:
     taken: dict[str, int]
     block: int | None = None
     real: int = onnx.TensorProto.FLOAT
+    kept: Mapping[str, int] = field(default_factory=dict)
     made: list[onnx.NodeProto] = field(default_factory=list)
 
     def attribute(self, name: str, default: Any = None) -> Any:

@@ -58,11 +58,14 @@ def fused_convolution(call: Call) -> None:
     convolved(call, call.needed(0), call.needed(1), call.output())
 
 
-def convolved(call: Call, value: str, kernel: str, output: str, residual: str | None = None) -> None:
-    """Write the node's convolution of a value with its bias, residual and activation into `output`."""
+def convolved(
+    call: Call, value: str, kernel: str, output: str, residual: str | None = None, bias: str | None = None
+) -> None:
+    """Write the node's convolution of a value with its bias, residual and activation into `output`. residual, bias:
+    what stands for the node's own."""
     name, added = call.attribute("activation", ""), call.input(3) if residual is None else residual
     last = "" if added or name else output
-    made = call.emit("Conv", [value, kernel, call.input(2)], output=last, **call.attributes(*GEOMETRY))
+    made = call.emit("Conv", [value, kernel, call.input(2) if bias is None else bias], output=last, **call.attributes(*GEOMETRY))
     if added:
         made = call.emit("Add", [made, added], "Add", "" if name else output)
     if name:

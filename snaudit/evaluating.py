@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from snaudit.box import Asked
-from snaudit.running import open_session, samples
+from snaudit.running import open_session, samples, short
 from snaudit.stated import ends_of
 
 Feed = dict[str, np.ndarray]
@@ -260,8 +260,3 @@ def _precise(high: Any, feed: Feed, program: Any) -> tuple[Any, str]:
         return ReferenceEvaluator(high, new_ops=fitting(high)), "float64 in ONNX's reference implementation"
     except Exception as error:
         raise NoWitness(f"nothing evaluates the graph in float64: {short(error)}") from error
-
-
-def short(error: Exception | None) -> str:
-    """The error in one line."""
-    return " ".join(str(error).split())[:120]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from snaudit.feeds import Given, batches
-from snaudit.running import SECONDS, open_session, run, samples
+from snaudit.running import SECONDS, open_session, run, samples, short
 
 RANDOM = "random input"
 
@@ -84,8 +84,7 @@ def _joined(parts: tuple[Any, ...]) -> Any:
 
 
 def _why_not(error: Exception | None, on: str) -> str:
-    text = " ".join(str(error).split())
-    return f"the outputs were not compared: onnxruntime does not run the graph on {on}: {text[:160]}"
+    return f"the outputs were not compared: onnxruntime does not run the graph on {on}: {short(error)}"
 
 
 def _changes(session: Any, first: list[Any], second: list[Any], on: str) -> Iterator[OutputChange]:

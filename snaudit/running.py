@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,6 +41,19 @@ def run(session: Any, feed: dict[str, np.ndarray]) -> list[Any]:
         return session.run(None, feed, options)
     finally:
         timer.cancel()
+
+
+_BOILERPLATE = re.compile(
+    r"^\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : |Non-zero status code returned while running |Status Message: |"
+    r"(?:/[\w.+-]+)*/?[\w.-]+\.(?:h|cc|cpp):\d+ (?:(?:[\w:<>&*]+ )?[\w:]+::[\w~]+\([^()]*\)(?: const)? )?"
+)
+_LINE = 200
+
+
+def short(error: Exception | None) -> str:
+    """The error in one line, without what onnxruntime puts before it; of a long one the end, which says what is wrong."""
+    text = " ".join(_BOILERPLATE.sub("", " ".join(str(error).split())).split())
+    return text if len(text) <= _LINE else "… " + text[-_LINE:].partition(" ")[2]
 
 
 def samples(session: Any, seed: int) -> Iterator[dict[str, np.ndarray]]:

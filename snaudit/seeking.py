@@ -15,7 +15,8 @@ import numpy as np
 
 from snaudit.ascent import NOISE, Search, ascend, length
 from snaudit.bound import down
-from snaudit.evaluating import Graph, Network, NoWitness, opened, short
+from snaudit.evaluating import Graph, Network, NoWitness, opened
+from snaudit.running import short
 from snaudit.stated import ends_of
 
 EVALUATIONS = 6000

@@ -18,7 +18,7 @@ from onnx import helper, numpy_helper
 from op_cases import RESIZED
 
 import snaudit
-from snaudit import cli, evaluating, pipeline, seeking, witness
+from snaudit import cli, evaluating, pipeline, running, seeking, witness
 from snaudit.bound import NORMS, Bound, Grade, Norm
 from snaudit.errors import SoundnessError
 from snaudit.findings import NetworkResult, Settings, Witness
@@ -314,3 +314,13 @@ def test_a_saturated_curve_raises_no_false_alarm(tmp_path: Path, op: str, place:
     box = (f"x={place - 0.02},{place + 0.02}",)
     bound = snaudit.audit(tmp_path / "m.onnx", input_range=box, witness_seconds=20).network.bound
     assert bound.lower <= bound.upper and bound.bounded
+
+
+def test_a_runtimes_message_keeps_what_matters() -> None:
+    """Of a long message the end is kept, in whole words, and what stands before every message goes."""
+    where = "/onnxruntime_src/onnxruntime/core/providers/cpu/tensor/reshape_helper.h:91 onnxruntime::ReshapeHelper::ReshapeHelper"
+    why = "input_shape_size == requested_shape_size was false. The input tensor cannot be reshaped to {3,7}"
+    full = f"[ONNXRuntimeError] : 1 : FAIL : Non-zero status code returned while running Reshape node. Name:'r' Status Message: {where}"
+    assert running.short(RuntimeError(f"{full}(const onnxruntime::TensorShape&, bool) {why}\n")) == f"Reshape node. Name:'r' {why}"
+    long = running.short(RuntimeError("word " * 100 + "the reason"))
+    assert long.startswith("… word ") and long.endswith(" word the reason") and len(long) <= 202

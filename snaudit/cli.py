@@ -246,7 +246,7 @@ def _check(
 
 @app.command("explain")
 def _explain(
-    topic: Annotated[opt.Topic, typer.Argument(help="What to explain: ops, the table of ops with a rule.")],
+    topic: Annotated[str, typer.Argument(help="What to explain: ops, the table of ops with a rule, or one op by its name.")],
     format: opt.FormatChoice = opt.Format.table,
 ) -> int:
     """Show the table of ops that have a rule: since which opset, on which condition, with which constant, and why."""
@@ -254,7 +254,7 @@ def _explain(
     def work() -> int:
         from snaudit.commands import explaining
 
-        return explaining.ops(format.value)
+        return explaining.ops(format.value, None if topic == "ops" else topic)
 
     return _run(Request(None, format == opt.Format.json), work)
 

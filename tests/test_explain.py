@@ -35,7 +35,17 @@ def test_the_table_of_ops_is_the_codes(capsys: pytest.CaptureFixture[str]) -> No
 
 def test_an_unknown_topic_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["explain", "nothing"]) == 2
-    assert "ops" in capsys.readouterr().err
+    assert "`snaudit explain ops` lists all" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("op", ["Conv", "conv", f"{lowered.ROWS[0].domain}.{lowered.ROWS[0].op}"])
+def test_one_op_is_explained_alone(op: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["explain", op]) == 0
+    found = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line[:1].isalpha()]
+    assert any(name.lower().rpartition(".")[2] == op.lower().rpartition(".")[2] for name in found) and "Relu" not in found and "ConvTranspose" not in found
+    assert cli.main(["explain", op, "--format", "json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert {row["op"].lower() for row in (*told["ops"], *told["rewritten"])} == {op.lower().rpartition(".")[2]}
 
 
 @pytest.mark.parametrize("width", [40, 80])

@@ -7,15 +7,19 @@ import io
 import json
 
 from snaudit.commands import sink
+from snaudit.errors import UsageError
 from snaudit.lowered import ROWS as REWRITTEN
 from snaudit.report import View
 from snaudit.report.page import Page
 from snaudit.rules import ROWS
 
+_COLUMNS = ("op", "domain", "since", "constant", "condition", "theorem", "norms")
 
-def ops(format: str) -> int:
+
+def ops(format: str, only: str | None = None) -> int:
     """Print the op table: which ops have a rule, since which opset, on which condition, with which constant and
-    why; 0. format: "table", "json" or "csv"."""
+    why; 0. format: "table", "json" or "csv"; only: the op, in any case, to keep to. Raises UsageError for one that
+    is not in it."""
     rows = [
         {"op": row.op, "domain": row.domain or "ai.onnx", "since": row.since, "constant": row.constant, "condition": row.condition,
          "theorem": row.theorem, "norms": list(row.norms)}
@@ -24,20 +28,26 @@ def ops(format: str) -> int:
     others = [
         {"op": row.op, "domain": row.domain, "written_as": row.becomes, "condition": row.condition} for row in REWRITTEN
     ]
+    if only is not None:
+        rows, others = ([row for row in some if only.lower() in (str(row["op"]).lower(), _named(row).lower())] for some in (rows, others))
+        if not rows and not others:
+            raise UsageError(f"{only}: no rule for an op of that name, and no other topic: `snaudit explain ops` lists all")
     if format == "json":
         sink.emit(json.dumps({"ops": rows, "rewritten": others}, ensure_ascii=False, indent=2) + "\n")
         return 0
     if format == "csv":
         out = io.StringIO()
-        writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
+        writer = csv.DictWriter(out, _COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows({**row, "norms": " ".join(row["norms"])} for row in rows)  # type: ignore[arg-type]
         sink.emit(out.getvalue())
         return 0
-    sink.emit(_table({c: c for c in ("op", "since", "constant", "condition", "theorem")}, rows))
-    sink.emit("\n∞: no constant exists or none is known; an op that is not listed has none. since: the opset.\n\n")
-    sink.emit("Written as other ops before anything else looks at the graph:\n\n")
-    sink.emit(_table({"op": "op", "written_as": "written as", "condition": "condition"}, others))
+    if rows:
+        sink.emit(_table({c: c for c in ("op", "since", "constant", "condition", "theorem")}, rows))
+        sink.emit("\n∞: no constant exists or none is known; an op that is not listed has none. since: the opset.\n")
+    if others:
+        sink.emit("\nWritten as other ops before anything else looks at the graph:\n\n")
+        sink.emit(_table({"op": "op", "written_as": "written as", "condition": "condition"}, others))
     return 0
 
 

@@ -47,10 +47,6 @@ class OutcomeFormat(StrEnum):
     json = "json"
 
 
-class Topic(StrEnum):
-    ops = "ops"
-
-
 class Measure(StrEnum):
     operator = "operator"
     matrix = "matrix"

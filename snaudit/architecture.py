@@ -23,8 +23,9 @@ from snaudit.children import Child, ChildFailed, Limits
 from snaudit.errors import UnsupportedModel, UsageError, WriteError
 from snaudit.factories import Factory, factory_of
 from snaudit.findings import Settings
+from snaudit.formats.pytorch import TORCHSCRIPT
 from snaudit.formats.storage import dtype_of
-from snaudit.model import Model, Tensor
+from snaudit.model import RUN, Model, Tensor
 from snaudit.names import printable
 from snaudit.sizes import sizes_of
 
@@ -70,13 +71,18 @@ def opened(path: Path, settings: Settings) -> Iterator[Model]:
 
 @contextmanager
 def _allowed(path: Path, settings: Settings) -> Iterator[Model]:
-    """A TorchScript file with its graph: as it is read from its code, else as torch exports it, running it."""
+    """A TorchScript file with its graph: as it is read from its code, else as torch exports it, running it. Other files as
+    they are."""
     sizes = settings.input_size or ()
+    kind = formats.kind_of(path)
+    if kind != TORCHSCRIPT.name:
+        note = f"--allow-code is for TorchScript files, and this is {kind}: nothing in it is to be run, and nothing was"
+        model = formats.read(path, settings.key, sizes)
+        with _runnable(replace(model, notes=(*model.notes, note)), settings) as found:
+            yield found
+        return
     if not sizes:
         raise UsageError("--allow-code needs --input-size: the code is run on an input of that size")
-    kind = formats.read(path, settings.key).format
-    if kind != "torchscript":
-        raise UsageError(f"--allow-code is for TorchScript files, and {path} is {kind}: nothing in it is to be run")
     model = formats.read(path, settings.key, sizes)
     if model.graph is not None and all(node.domain == "" for node in model.graph.graph):
         note = "--allow-code was not needed: the graph is read without running the code"
@@ -96,7 +102,7 @@ def _allowed(path: Path, settings: Settings) -> Iterator[Model]:
         _check_weights(path, model, exported, answer["names"])
         told = "the graph is torch's export of the file, whose code was run (--allow-code)"
         bare = replace(model, graph=None, notes=tuple(n for n in model.notes if "was not run" not in n))
-        yield _joined(bare, exported, answer, told, "its code")
+        yield _joined(bare, exported, answer, told, RUN)
 
 
 def _check_weights(path: Path, model: Model, exported: Model, names: Mapping[str, str]) -> None:

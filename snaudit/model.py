@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     import onnx_ir
 
 
+RUN = "its code"
+"""How the format of a model ends whose graph the file's code gave when it was run."""
+
+
 @dataclass(frozen=True, slots=True)
 class Tensor:
     """A stored array: `load()` returns it in its stored dtype and logical shape.

@@ -26,7 +26,7 @@ from snaudit.findings import (
 )
 from snaudit.layers import Extraction, Layer
 from snaudit.measuring import Meter
-from snaudit.model import Model
+from snaudit.model import RUN, Model
 from snaudit.pairs import scope_of
 from snaudit.ranges import UNKNOWN, Range, middle_of
 
@@ -86,13 +86,13 @@ def _chain_of(
     return network, gaps
 
 
-def _given(settings: Settings) -> Iterator[str]:
+def _given(settings: Settings, model: Model) -> Iterator[str]:
     if settings.input_size:
         yield f"the input has the size given, {'; '.join(settings.input_size)}: it holds for no other"
     if settings.architecture:
         yield f"the network is {settings.architecture} in eval mode, as torch's exporter traced it"
-    if settings.allow_code:
-        yield "the network is what the file's code gave when it was run (--allow-code), where the notes say that it was"
+    if settings.allow_code and model.format.endswith(RUN):
+        yield "the network is what the file's code gave when it was run (--allow-code)"
 
 
 @dataclass(slots=True)
@@ -128,6 +128,11 @@ class Composer:
             for s in stretches.find_stretches(self.layers)
             if (whole := s.map()) is not None
         ]
+
+    @property
+    def stated(self) -> frozenset[str]:
+        """What a bound that rests on the stated ranges of the inputs assumes."""
+        return frozenset().union(*(one.rests for one in self._ranges.values()))
 
     @property
     def names(self) -> dict[ir.Value, str]:
@@ -209,7 +214,7 @@ def _composition_of(
         replace(found.bound, method=name),
         tuple(OutputResult(*one, rests) for one, rests in zip(found.outputs, found.rests, strict=True)),
         tuple(methods),
-        (*_given(meter.settings), *found.assumptions),
+        (*_given(meter.settings, model), *found.assumptions),
         found.contributions,
         partials=tuple(PartialResult(part.start, part.end, part.bound) for part in found.partials),
         composition=plain.bound,
@@ -231,6 +236,8 @@ def _explained(
     settings, notes = compose.meter.settings, ()
     if settings.norm == "l2" and plain.bound.known:
         notes = origins.notes_of(ways, compose.names, plain.nodes, bool(settings.input_size))
+    if network.bound.known and settings.input_range is not None and not compose.stated & set(network.assumptions):
+        notes += ("--input-range did not lower the bound: it holds everywhere",)
     found = _levers(compose, plain, network.bound, box, network.sections)
     supposed = (replace(one, bound=replace(one.bound, grade=Grade.ESTIMATED)) for one in found)  # ranges are kept
     return replace(network, levers=tuple(supposed), notes=notes)

@@ -12,8 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
+from graphs import make_model
+from onnx import helper
 from torch import nn
 
 import snaudit
@@ -107,13 +110,38 @@ def test_code_that_does_not_end_or_is_too_large(kind: Any, said: str, tmp_path: 
 
 def test_it_is_refused_where_nothing_is_to_be_run(tmp_path: Path) -> None:
     torch.save({"a.weight": torch.ones(2, 2)}, tmp_path / "w.pt")
-    with pytest.raises(UsageError, match="for TorchScript files"):
+    with pytest.raises(UsageError, match="needs a graph"):
         snaudit.audit(tmp_path / "w.pt", input_size=("1,2",), allow_code=True)
     path = scripted(nn.Sequential(nn.Linear(3, 2)), tmp_path / "m.pt")
     with pytest.raises(UsageError, match="needs --input-size"):
         snaudit.audit(path, allow_code=True)
     with pytest.raises(UsageError, match="one of them"):
         snaudit.audit(path, allow_code=True, architecture="a:b", input_size=("1,3",))
+
+
+def test_files_without_code_are_audited_as_ever(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    node = helper.make_node("MatMul", ["x", "w"], ["y"])
+    onnx.save(make_model([node], {"x": (1, 2)}, {"w": np.eye(2)}, dtype="float32"), tmp_path / "m.onnx")
+    torch.save({"a.weight": torch.ones(2, 2)}, tmp_path / "w.pt")
+    for name in ("m.onnx", "w.pt"):
+        assert main(["inspect", str(tmp_path / name), "--allow-code", "--witness-seconds", "0"]) == 0
+        out, err = capsys.readouterr()
+        assert "nothing in it is to be run, and nothing was" in " ".join(out.split()) and "may be run" not in err
+        assert "when it was run" not in out
+
+
+def test_code_that_was_run_is_assumed_only_where_it_was(tmp_path: Path) -> None:
+    path = scripted(nn.Sequential(nn.Linear(3, 2)), tmp_path / "m.pt")
+    report = snaudit.audit(path, input_size=("1,3",), allow_code=True)
+    assert not any("--allow-code" in one for one in report.network.assumptions)
+
+
+def test_a_graph_that_is_not_read_has_a_remedy(tmp_path: Path) -> None:
+    (note,) = (n for n in snaudit.load(scripted(Branching(), tmp_path / "m.pt")).notes if "its graph" in n)
+    assert "--input-size" in note
+    notes = snaudit.audit(tmp_path / "m.pt", input_size=("1,3",)).model.notes
+    (note,) = (n for n in notes if "its graph is not read: it branches on what it computes" in n)
+    assert all(remedy in note for remedy in ("--allow-code", "--architecture", "torch.onnx.export"))
 
 
 def test_nothing_is_run_where_the_graph_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -123,7 +123,7 @@ def test_a_lever_of_the_composition_alone_says_so() -> None:
     lever = Lever("w3", 5.0, 5 / 6, at_most(120.0, ""), math.log10(3.0), whole=False)
     made = report()
     made = replace(made, network=replace(made.network, composition=at_most(360.0, ""), levers=(lever,)))
-    assert "with w3 at norm 1, not 5.0000: the composition about 120.00, 3 times less" in REPORTS["table"].render(made, View())
+    assert "with w3 at norm 1, not 5.0000: the composition falls 3 times" in REPORTS["table"].render(made, View())
     (told,) = json.loads(REPORTS["json"].render(made, View()))["network"]["levers"]
     assert told["of"] == "composition" and told["upper"] == 120.0 and told["elasticity"] == 5 / 6
 

@@ -35,6 +35,7 @@ from snaudit.images import affine
 from snaudit.bound import NORMS, at_most
 from snaudit.errors import UsageError
 from snaudit.ranges import Range
+from snaudit.report import REPORTS, View
 from snaudit.rounding import SAFE
 from snaudit.walk import Walk
 
@@ -485,3 +486,18 @@ def test_rows_of_a_product_are_no_shorter_than_they_can_be() -> None:
     longest = float(np.linalg.norm(np.maximum(np.abs(low), np.abs(1.0 - low))))
     assert found.rows is not None and found.rows[0] == -1
     assert longest * SAFE * (1 - 1e-9) <= found.rows[1] <= 1.05 * longest, "with its margin for rounding"
+
+
+def test_a_range_that_brings_nothing_is_told(tmp_path: Path) -> None:
+    def told(*nodes: onnx.NodeProto) -> str:
+        onnx.save(make_model(nodes, {"x": (1, 4)}, {"w": W, "b": np.full(4, -100.0)}), tmp_path / "told.onnx")
+        report = snaudit.audit(tmp_path / "told.onnx", input_range=("-1,1",))
+        return REPORTS["table"].render(report, View())
+
+    nothing, still = "--input-range did not lower the bound: it holds everywhere", "what comes out does not depend on what goes in"
+    linear = told(node("MatMul", "x w"))
+    assert nothing in linear and still not in linear
+    confined = told(node("MatMul", "x w", "h"), node("Exp", "h"))
+    assert nothing not in confined and "that box only" in confined and still not in confined
+    dead = told(node("MatMul", "x w", "h"), node("Add", "h b", "s"), node("Relu", "s"))
+    assert nothing not in dead and still in dead and "at most 0, " in dead

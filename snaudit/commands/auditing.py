@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from snaudit import pipeline, witness
+from snaudit import formats, pipeline, witness
 from snaudit.bound import Grade
 from snaudit.commands import sink
 from snaudit.errors import SoundnessError
+from snaudit.formats.pytorch import TORCHSCRIPT
 from snaudit.findings import Report, Settings, Verdict
 from snaudit.policy import Limits
 from snaudit.report import REPORTS, View
@@ -60,7 +61,7 @@ def check(wish: Wish, settings: dict[str, Any], limits: dict[str, Any], accept: 
 
 
 def _warn(wish: Wish, settings: dict[str, Any]) -> None:
-    if settings.get("allow_code"):
+    if settings.get("allow_code") and formats.kind_of(wish.model) == TORCHSCRIPT.name:
         sink.tell(
             f"warning: --allow-code: code in {wish.model} may be run; it can do what you can, in a process with limits "
             "but without a sandbox"

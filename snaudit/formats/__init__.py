@@ -99,6 +99,11 @@ def read(path: str | os.PathLike[str], key: str | None = None, sizes: tuple[str,
         raise UnreadableModel(place, "it claims more memory than there is") from error
 
 
+def kind_of(path: Path) -> str:
+    """The name of the format of a file, or of the model in a folder. Raises as `read` does."""
+    return sniff(Source(find_in_folder(path) if os.path.isdir(path) else path)).name
+
+
 def by_name(name: str) -> Format:
     """The format whose models carry this name."""
     return next(known for known in FORMATS if known.name == name)

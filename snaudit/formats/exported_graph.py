@@ -62,6 +62,9 @@ class Translated:
     opaque: tuple[str, ...] = ()
 
 
+ELSE = "torch.onnx.export of the module gives a graph, or its state dict with --architecture"
+
+
 def translated(
     path: Path, text: bytes, tensors: Mapping[str, Tensor], dtypes: Mapping[int, str], sizes: tuple[str, ...] = ()
 ) -> Translated:
@@ -70,7 +73,7 @@ def translated(
     Raises UnreadableModel for JSON that is none, UsageError for sizes that are not the graph's.
     """
     if text.count(b"[") + text.count(b"{") > _MOST_CONTAINERS:  # a deflated record costs nothing, parsed it does
-        return Translated(None, ("its graph is not read: its JSON has over two million lists and objects",))
+        return Translated(None, (f"its graph is not read: its JSON has over two million lists and objects; {ELSE}",))
     try:
         document = json.loads(
             text, parse_constant=_no_constant, parse_int=_bounded_int, object_pairs_hook=_unique
@@ -81,7 +84,7 @@ def translated(
         program = functional(program_of(document, dtypes), PURE, VIEWS)
         return program_graph(path, program, tensors, sizes)
     except NotTaken as error:
-        return Translated(None, (f"its graph is not read: {error}",))
+        return Translated(None, (f"its graph is not read: {error}; {ELSE}",))
     except (KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise UnreadableModel(path, f"its program is malformed ({type(error).__name__}: {str(error)[:120]})") from error
 

@@ -197,13 +197,13 @@ def _with_script(model: Model, script: _Script, sizes: tuple[str, ...]) -> Model
     """The model with the graph of its code, or with a note on why there is none."""
     from snaudit.formats.exported_program import NotTaken
     from snaudit.formats.script_code import library
-    from snaudit.formats.script_graph import Script, script_graph
+    from snaudit.formats.script_graph import ELSE, Script, script_graph
 
     archive = script.archive
     try:
         code = library(archive.records, script.root, archive.load)
     except NotTaken as error:
-        return replace(model, notes=(*model.notes, f"its graph is not read: {error}"))
+        return replace(model, notes=(*model.notes, f"its graph is not read: {error}; {ELSE}"))
     found = script_graph(model, Script(script.objects, script.constants, code), sizes_of(sizes))
     return replace(model, graph=found.graph, notes=(*model.notes, *found.notes))
 

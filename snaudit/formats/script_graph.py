@@ -24,6 +24,7 @@ from snaudit.formats.views import View
 from snaudit.model import Model
 
 
+ELSE = "--allow-code runs the code for it; torch.onnx.export of the module gives one, or its state dict with --architecture"
 _MOST_OUTPUTS = 1000
 
 
@@ -83,10 +84,10 @@ def script_graph(model: Model, script: Script, sizes: tuple[tuple[str | None, tu
         program, written, asked = _program(Tracer(model.tensors), script, sizes, integers)
         found = program_graph(model.path, _alive(functional(program, PURE, VIEWS)), model.tensors, ())
     except NotTaken as error:
-        return Translated(None, (f"its graph is not read: {error}",))
+        return Translated(None, (f"its graph is not read: {error}; {ELSE}",))
     except (ArithmeticError, ValueError, TypeError, LookupError, AttributeError, RecursionError, MemoryError) as error:
         reason = f"its code does what is not followed ({type(error).__name__}: {str(error)[:80]})"
-        return Translated(None, (f"its graph is not read: {reason}",))
+        return Translated(None, (f"its graph is not read: {reason}; {ELSE}",))
     notes = ["its graph is that of its forward, read from its code without running it, at the input sizes given"]
     if integers:
         notes.append(f"taken as integers: {', '.join(sorted(integers))}")

@@ -27,6 +27,8 @@ def about_network(page: Page, report: Report, every: bool, brief: bool, levers: 
         said = "estimated at" if bound.grade is Grade.ESTIMATED else "at most"
         text = f"{said} {upper_of(bound)}, {grade} ({bound.method})"
         page.paragraph(f"network bound ({about}): {text}", "bold", 2)
+        if bound.upper == 0.0 and bound.grade >= Grade.COMPUTED:
+            page.paragraph("  what comes out does not depend on what goes in", "", 4)
         for assumption in network.assumptions:
             page.paragraph(f"  assuming: {assumption}", "", 4)
     else:
@@ -63,10 +65,10 @@ def _sections(page: Page, network: NetworkResult, every: bool) -> None:
 
 
 def _levers(page: Page, network: NetworkResult) -> None:
-    """What would lower the bound most; said of the composition, where sections have a lesser bound."""
+    """What would lower the bound most; where sections have a lesser bound than the composition, by how much that falls."""
     for lever in network.levers:
-        what = "" if lever.whole else "the composition "
-        text = f"{what}about {upper_of(lever.bound)}, {_times(lever.log10_fall)} times less"
+        times = _times(lever.log10_fall)
+        text = f"about {upper_of(lever.bound)}, {times} times less" if lever.whole else f"the composition falls {times} times"
         page.paragraph(f"  with {lever.name} at norm 1, not {near(lever.norm, DIGITS)}: {text}", "dim", 4)
 
 

@@ -336,6 +336,14 @@ def test_by_frequencies_and_as_matrices(name: str, seed: int) -> None:
     assert by_neuron * (1 - 1e-3) <= searched <= min(closed, borders * by_neuron), (by_neuron, searched)
 
 
+@pytest.mark.parametrize("seed", [8, 9])
+def test_a_search_that_ends_at_the_edge_has_a_proof_all_the_same(seed: int) -> None:
+    """Its best multipliers of neurons that hardly matter lie where the certificate is singular."""
+    (section,) = (cut.section for cut in cuts.find_sections(read(residual(seed))) if cut.output.name == "y")
+    closed, searched = (method.measure(section, EFFORT).upper for method in sections.METHODS[2:])
+    assert searched < 0.8 * closed
+
+
 @pytest.mark.parametrize("method", waves.METHODS, ids=lambda method: method.name)
 def test_large_stretches_are_taken_apart_where_all_goes_through_one_value(method: waves.Method) -> None:
     stretches = list(wave_cuts.find_stretches(read(residual(0))))

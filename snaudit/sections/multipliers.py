@@ -19,6 +19,8 @@ _STEPS = 400
 _MEMORY = 20
 _SMOOTHINGS = ((30, 0.6), (300, 0.6), (3000, 1.0))
 """Powers of the Schatten norm in turn, and the share of the remaining steps that each may take."""
+_LESS = (0.0, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
+"""By how much multipliers are lowered in turn until they have a proof: the best may lie at the very edge."""
 _FEWEST = 3
 """Steps of a search below which it is not begun."""
 _ONE_WAY = 0.4
@@ -125,7 +127,17 @@ def searched(section: Section, effort: Effort) -> Bound:
         if found.squared <= squared:
             squared, logs = found.squared, found.point
     multipliers = np.split(np.exp(np.clip(logs, -300, 300)), np.cumsum(recursion.sizes)[:-1])
-    return at_most(prove(section, multipliers, squared), "LipSDP, first-order search")
+    return at_most(_proved(section, recursion, multipliers), "LipSDP, first-order search")
+
+
+def _proved(section: Section, recursion: Recursion, multipliers: list[np.ndarray]) -> float:
+    """The bound of the multipliers, or of those a little lower of which the certificate is positive definite."""
+    for less in _LESS:
+        lowered = [each * (1.0 - less) for each in multipliers]
+        found = prove(section, lowered, recursion.bound(lowered))
+        if np.isfinite(found):
+            return found
+    return float("inf")
 
 
 _narrowed = lru_cache(maxsize=2)(narrowed)

@@ -5,7 +5,8 @@ With f_i = φ(z_i), z = Wu + b, and g_i = ψ(v_i), v = W'u + b', a pair of token
 A_i = sup|g_i|·sup|φ'|, B_i = sup|f_i|·sup|ψ'|, each over the entry's own range. As (a + b)² ≤ (1 + t)a² + (1 + 1/t)b²
 for t > 0, the constant is at most the norm of the matrix of √(1+t)·diag(A)W over √(1+1/t)·diag(B)W': with t = ‖diag(B)W'‖/
 ‖diag(A)W‖ never above the sum of the two norms, which is what the triangle inequality gives; and those are never above
-the suprema over all entries times ‖W‖, ‖W'‖. Where f and g are of different tokens, each has its own part.
+the suprema over all entries times ‖W‖, ‖W'‖. The squares of the two parts are summed apart: which token's f meets which
+token's g does not matter. Where f and g are of different values' tokens, each has its own part.
 """
 
 from __future__ import annotations
@@ -31,15 +32,16 @@ from snaudit.tokens import Tokens, trace
 Ranges = Callable[[ir.Value], Range]
 Past = Callable[[Tokens], tuple[Tokens, ir.Value, float]]
 _PEELED = 3
+"""Functions of one entry in a row that are looked through, the activation and what is in front of it; each is sound."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Factor:
-    """A factor as functions of rows of tokens' images: their steepest slopes and largest sizes, feature by feature."""
+    """A factor as functions of entries of tokens' images, in each column one feature, of no token twice: their steepest
+    slopes and largest sizes, column by column."""
 
     tokens: Tokens
     features: np.ndarray
-    order: np.ndarray
     slopes: np.ndarray
     sizes: np.ndarray
     used: tuple[Range, ...]
@@ -80,7 +82,7 @@ def find(
         if all(bound.bounded for bound in bounds):
             yield Shortcut(node.outputs[0], sources[0], bounds[0], "gate", told, more=((sources[1], bounds[1]),))
         return
-    if not np.array_equal(first.order, second.order) or not all(bound.bounded for _, bound in found):
+    if not all(bound.bounded for _, bound in found):
         return
     whole = _stacked(parts, *(bound.upper for _, bound in found))
     bound = _bound(whole, measure(np.ascontiguousarray(whole.centre)), gains[0])
@@ -120,14 +122,11 @@ def _factor(value: ir.Value, fold: Fold, ranges: Ranges, opset: int) -> _Factor 
     found = trace(value, fold)
     if found is None or found.turned is not None or not np.isfinite(steepest).all():
         return None
-    tokens, features = found.labels // found.rows, (found.labels % found.rows).reshape(-1, width)
-    rows = tokens.reshape(-1, width)
-    if found.weight is None or (rows != rows[:, :1]).any() or (features != features[:1]).any():
+    features = (found.labels % found.rows).reshape(-1, width)
+    columns = np.sort((found.labels // found.rows).reshape(-1, width), axis=0)
+    if found.weight is None or (features != features[:1]).any() or (columns[1:] == columns[:-1]).any():
         return None
-    order = rows[:, 0]
-    if len(np.unique(order)) != len(order):
-        return None
-    return _Factor(found, features[0], order, steepest, sizes, tuple(used))
+    return _Factor(found, features[0], steepest, sizes, tuple(used))
 
 
 def _peeled(

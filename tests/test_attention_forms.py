@@ -199,6 +199,13 @@ def test_the_norm_of_a_rotation_is_that_of_its_matrix(kind: str, monkeypatch: py
     assert truth <= rotations.norm_up(one) * (1 + 1e-14)
 
 
+def test_sums_of_sums_do_not_grow_without_end() -> None:
+    """Of twelve doublings each entry would be 4096 terms."""
+    nodes = [node("Add", f"y{k} y{k}", f"y{k + 1}") for k in range(12)]
+    nodes[0].input[:], nodes[-1].output[:] = ["x", "x"], ["y"]
+    assert len(combination_of(nodes, {}, (1, N, DH)).numbers) <= 4
+
+
 @pytest.mark.parametrize("how", ["Concat", "Slice"])
 def test_what_is_read_twice_is_looked_at_once(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Twenty-two values that are read twice each have 2²² ways back; and what a walk may write has an end."""

@@ -104,6 +104,21 @@ CURVES: dict[str, tuple[dict, Callable[[np.ndarray], np.ndarray]]] = {
 }
 
 
+@pytest.mark.parametrize("op, attributes", [("Elu", {"alpha": -0.5}), ("Selu", {"alpha": -1.5, "gamma": 1.25}),
+                                            ("Selu", {"alpha": 1.5, "gamma": -1.25})])  # fmt: skip
+def test_functions_that_fall_have_the_slopes_of_the_whole_line(op: str, attributes: dict[str, float]) -> None:
+    """A curve knows its slope's size only: of those with odd signs, that is no slope."""
+    (made,) = read(make_model([node(op, "x", **attributes)], {"x": [400]}, opset=20)).graph
+    own = partial(attribute, made)
+    whole = tuple(np.array([end]) for end in slopes.interval("", op, own))
+    function, _ = function_of(make_model([node(op, "x", **attributes)], {"x": [400]}, opset=20, dtype="float32"))
+    for low, high in ((-3.0, -1.0), (-1.0, 0.5), (0.5, 2.0)):
+        least, most = local_slopes.curved("", op, own, whole, np.array([low]), np.array([high]))
+        x = np.linspace(low, high, 400)
+        secants = np.diff(function(x)) / np.diff(x)
+        assert (secants >= least - 1e-3).all() and (secants <= most + 1e-3).all(), (low, high)
+
+
 @pytest.mark.parametrize("op", CURVES)
 def test_secants_have_slopes_between_those_of_the_interval(op: str) -> None:
     """And nearly all of them occur."""

@@ -49,10 +49,7 @@ def test_no_jacobian_on_a_box_is_above(kind: str, seed: int) -> None:
     ends = (np.full(N * D * len(inputs), middle + sign * radius) for sign in (-1, 1))
     seen = climbed(function_of(model)[0], *ends, rng)
     assert seen <= found.bound.upper * (1 + 1e-5)
-    if kind != "of other tokens":
-        assert "gate" in [name for name, _ in found.contributions] and found.bound.upper <= (20 if kind == "square" else 6) * seen
-    else:
-        assert "gate" not in [name for name, _ in found.contributions]
+    assert "gate" in [name for name, _ in found.contributions] and found.bound.upper <= (20 if kind in ("square", "of other tokens") else 6) * seen
 
 
 def test_two_norms_of_one_value_move_apart() -> None:
@@ -91,3 +88,25 @@ def test_each_entry_counts_with_its_own_range() -> None:
     model = make_model(nodes, {"x": (1, N, D)}, {"W": big, "V": small})
     found = composed(model, operators=norms, box={"x": (-1.0, 1.0)}).bound.upper
     assert 2.0 <= found <= 2.0 * (1 + 1e-8)
+
+
+UNLIKE: dict[str, list[onnx.NodeProto]] = {
+    "turned": [node("MatMul", "x W", "z"), node("Mul", "z ten", "a"), node("Mul", "z ten", "b"), node("Add", "a b", "f"),
+               node("MatMul", "x W", "g"), node("Mul", "f g")],
+    "a token twice": [node("MatMul", "x W", "z"), node("Gather", "z twice", "f", axis=1), node("Mul", "f f")],
+    "other features": [node("MatMul", "x wide", "z"), node("Reshape", "z apart", "r"), node("Gather", "r picked", "f", axis=1),
+                       node("MatMul", "x W", "g"), node("Mul", "f g")],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("why", UNLIKE)
+def test_what_is_no_function_of_each_token_once_is_no_gate(why: str) -> None:
+    """A sum of multiples, one token's entries in two rows, and columns of more than one feature."""
+    weights = {"W": np.eye(D), "ten": np.array(10.0), "twice": np.array([0, 0]), "apart": np.array([1, 2 * N, D]),
+               "wide": np.concatenate([np.eye(D), 30.0 * np.eye(D)], axis=1), "picked": np.array([0, 3])}  # fmt: skip
+    used = {i for n in UNLIKE[why] for i in n.input}
+    model = make_model(UNLIKE[why], {"x": (1, N, D)}, {k: v for k, v in weights.items() if k in used}, opset=18)
+    norms = {n.output[0]: norms_of(weights[n.input[1]]) for n in UNLIKE[why] if n.op_type == "MatMul"}
+    found = composed(model, operators=norms, box={"x": (-1.0, 1.0)})
+    seen = climbed(function_of(model)[0], np.full(N * D, 0.99), np.ones(N * D), np.random.default_rng(0), 3)
+    assert "gate" not in [name for name, _ in found.contributions] and seen <= found.bound.upper * (1 + 1e-5)

@@ -78,6 +78,13 @@ def test_a_magnitude_has_the_constant_that_is_attained(case: str, norm: Norm) ->
         assert seen >= 0.99 * bound.upper
 
 
+@pytest.mark.parametrize("limits, bounded", [({"min": 1e-9}, True), ({"min": -1.0}, False), ({"max": 2.0}, False)])
+def test_limits_were_attributes_before_opset_11(limits: dict[str, float], bounded: bool) -> None:
+    nodes = [*HALVES, *squares(), N("Clip", ["s"], ["t"], **limits), N("Sqrt", ["t"], ["y"])]
+    bound = composed(make_model(nodes, {"x": (1, 4, 3)}, WEIGHTS, opset=10)).bound
+    assert bound.known is bounded and (not bounded or bound.upper == pytest.approx(1.0))
+
+
 NONE: dict[str, list[NodeProto]] = {
     "a difference": [*HALVES, *squares()[:2], N("Sub", ["aa", "bb"], ["s"]), N("Sqrt", ["s"], ["y"])],
     "less an epsilon": [*HALVES, *squares(), N("Add", ["s", "minus"], ["t"]), N("Relu", ["t"], ["u"]), N("Sqrt", ["u"], ["y"])],

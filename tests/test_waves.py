@@ -411,7 +411,7 @@ def _refused(nodes: list[onnx.NodeProto], shapes: dict[str, tuple[int, ...]], si
         assert (stretch.names[0].name, stretch.names[stretch.output].name) != ("x", "y")
 
 
-@pytest.mark.parametrize("op", ["Conv", "AveragePool", "Pad", "Reshape", "Transpose", "Concat", "Add"])
+@pytest.mark.parametrize("op", ["Conv", "AveragePool", "Pad", "Reshape", "Transpose", "Concat", "Add", "Mul"])
 def test_what_is_not_a_map_of_tori_ends_a_section(op: str) -> None:
     """Two padded convolutions in a row, borders that do not count, copied borders, mixed batches, broadcasting."""
     shapes = {"w": (2, 2, 3, 3), "w2": (2, 2, 3, 3)}
@@ -425,8 +425,16 @@ def test_what_is_not_a_map_of_tori_ends_a_section(op: str) -> None:
         "Transpose": ([node("Transpose", "a", "c", perm=[0, 1, 3, 2])], {}),
         "Concat": ([node("Concat", "a a", "c", axis=2)], {}),
         "Add": ([node("GlobalAveragePool", "a", "b"), node("Add", "a b", "c")], {}),
+        "Mul": ([node("Mul", "a k", "c")], {"k": (1, 2, 6, 6)}),
     }[op]
     _refused([*start, *middle[0], *end], shapes | middle[1], [2, 6, 6])
+
+
+def test_rows_side_by_side_are_no_channels_side_by_side() -> None:
+    """The second axis of a transposed map holds its rows; read as channels, the matrix would meet other entries."""
+    nodes = [node("Conv", "x w", "a", pads=[1] * 4), node("Relu", "a", "b"), node("Transpose", "b", "t", perm=[0, 2, 1, 3]),
+             node("Concat", "t t", "c", axis=1), node("Reshape", "c i", "f"), node("MatMul", "f m", "y")]  # fmt: skip
+    _refused(nodes, {"w": (2, 2, 3, 3), "i": (0, -1), "m": (16, 3)}, [2, 2, 2])
 
 
 @pytest.mark.parametrize("sides", list(itertools.product([1, 2, 5], [4, 3])))

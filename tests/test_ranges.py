@@ -365,6 +365,17 @@ def test_a_factor_that_is_not_known_says_what_would_tell_it(tmp_path: Path) -> N
     assert snaudit.audit(tmp_path / "m.onnx", input_size=("n=7",)).network.bound.upper == pytest.approx(7.0)
 
 
+def test_an_op_without_a_rule_is_not_always_a_pool(tmp_path: Path) -> None:
+    """What can stand for a transform is a product with stored numbers, not pooling."""
+    model = make_model([node("DFT", "x", axis=1)], {"x": (1, 2, 1)}, dtype="float32")
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.eye(1, dtype=np.float32), "one"))
+    model.graph.node.append(node("MatMul", "y one", "z"))
+    model.graph.output[0].name = "z"
+    onnx.save(model, tmp_path / "m.onnx")
+    (gap,) = snaudit.audit(tmp_path / "m.onnx", witness_seconds=0).gaps
+    assert gap.op == "DFT" and "cosines and sines" in gap.remedy and "pooling" not in gap.remedy
+
+
 def test_what_follows_an_unknown_factor_keeps_its_shapes(tmp_path: Path) -> None:
     """The shape behind such a gap follows from shapes: a Reshape by it is no second gap."""
     nodes = [

@@ -259,3 +259,19 @@ def test_a_state_of_open_size_is_bounded_by_what_fills_it(fill: float | None, wa
         assert not report.gaps, report.gaps
         bounds.append(report.network.bound.upper)
     assert bounds[0] == bounds[1]
+
+
+def test_a_length_that_is_open_in_a_branch_names_the_if(tmp_path: Path) -> None:
+    """Sizes alone may not settle it: an integer that the If asks for does."""
+    rng = np.random.default_rng(1)
+    weights = {"w": rng.standard_normal((1, 9, 4)), "r": rng.standard_normal((1, 9, 3)), "rate": np.array(8)}
+    gru = helper.make_node("GRU", ["x", "w", "r"], ["h"], hidden_size=3)
+    body = helper.make_graph([gru], "t", [], [onnx.ValueInfoProto(name="h")])
+    nodes = [helper.make_node("Equal", ["sr", "rate"], ["same"]), helper.make_node("If", ["same"], ["y"], then_branch=body, else_branch=body)]
+    model = make_model(nodes, {"x": ("n", 1, 4), "sr": ()}, weights, dtype="float32", kinds={"sr": "int64"})
+    onnx.save(model, tmp_path / "m.onnx")
+    gap = snaudit.audit(tmp_path / "m.onnx", witness_seconds=0).gaps[0]
+    assert gap.code == "recurrent" and "the If around it" in gap.remedy and "--input-size" in gap.remedy
+    onnx.save(make_model([gru], {"x": ("n", 1, 4)}, weights, ["h"], dtype="float32"), tmp_path / "m.onnx")
+    (gap,) = snaudit.audit(tmp_path / "m.onnx", witness_seconds=0).gaps
+    assert gap.code == "recurrent" and gap.remedy == "give the input's size with --input-size"

@@ -261,9 +261,12 @@ def _length(step: Step) -> int:
         lens = step.constant(4)
         length = int(lens.max()) if lens is not None and lens.size else None
     if length is None:
+        graph, remedy = step.node.graph, "give the input's size with --input-size"
+        if graph is not None and not graph.inputs:  # the branch of an If: of one size once the If is settled
+            remedy += ", and of an integer input that the If around it asks for the value, as NAME=N"
         raise Unbounded(
             f"{step.node.op_type} needs the sequence length, and the number of steps is not known",
-            "give the input's size with --input-size",
+            remedy,
             "recurrent",
         )
     if length > _LONGEST:

@@ -32,8 +32,10 @@ class Gated(NamedTuple):
 
 Attribute = Callable[[str, Any], Any]
 _MARGIN, _FLOOR = 1e-12, 1e-13
+"""What a slope in float64 may be off, of itself and besides: hundreds of times what sixty digits show for every curve."""
 _FAR = 1e300
 _NEAR = 1e-9
+"""How early, of its place, a bend counts: places are known to a thousandth of that, and values there are the extremes."""
 _SCALES = 1e-12
 _RISING = frozenset({"Sigmoid", "Tanh", "Erf", "Softplus", "Softsign", "Atan", "Asinh", "Elu", "Selu", "Celu"})
 _GATES = frozenset({"Gelu", "Swish", "QuickGelu", "Mish"})

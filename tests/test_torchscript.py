@@ -22,7 +22,8 @@ from torch.nn import functional as F
 import snaudit
 from snaudit import formats
 from snaudit.errors import ModelError, UsageError
-from snaudit.formats.script_values import applied
+from snaudit.formats.exported_program import NotTaken
+from snaudit.formats.script_values import Num, applied
 from snaudit.model import Model
 
 HEAVY = {"torch", "onnxruntime"}
@@ -586,3 +587,9 @@ def test_changed_code_has_a_graph_or_a_reason(tmp_path: Path) -> None:
         taken += model.graph is not None
         assert model.graph is not None or model.notes
     assert taken > 2
+
+
+def test_a_tensors_number_by_keyword_is_not_taken() -> None:
+    """What an op makes of it would be a plain number: that it was a tensor's would be lost."""
+    with pytest.raises(NotTaken, match="by keyword"):
+        applied("Int", [], {"value": Num(3)})

@@ -152,6 +152,8 @@ CONVOLUTIONS = [
     case("FusedConv", IMAGE | {"z": (1, 4, 4, 4)}, {"w": KERNEL}, reads="x,w,,z"),
     case("FusedConv", {"x": (1, 4, 9)}, {"w": random(4, 2, 3)}, group=2, dilations=[2], activation="Tanh"),
     case("NhwcConv", {"x": (1, 6, 5, 3)}, {"w": KERNEL, "b": BIAS}, truth=nhwc_convolution),
+    case("NhwcConv", {"x": (1, 6, 5, 3)}, {"w": KERNEL.transpose(0, 2, 3, 1), "b": BIAS}, kernel_shape=[3, 2],
+         truth=nhwc_convolution),
     case("NhwcFusedConv", {"x": (1, 6, 5, 3), "z": (1, 4, 4, 4)}, {"w": KERNEL, "b": BIAS}, reads="x,w,b,z",
          activation="Relu", truth=lambda x, z: nhwc_convolution(x, z, "Relu")),
 ]  # fmt: skip
@@ -486,6 +488,7 @@ REFUSED = [
     case("GroupNorm", HWC, {"g": GAMMA, "b": BETA}, groups=4, activation=2),
     case("GroupNorm", HWC, {"g": GAMMA, "b": BETA}, activation=0),
     case("Conv", {"x": (1, 3, 6, 5)}, {"w": random(16, 3, 3, 3)}, domain=NCHWC),
+    case("NhwcConv", {"x": (1, 6, 5, 3)}, {"w": random(4, 3, 3, 3)}, kernel_shape=[3, 3]),  # either layout
 ]  # fmt: skip
 
 

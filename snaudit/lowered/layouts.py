@@ -27,9 +27,28 @@ def convolution(call: Call) -> None:
     call.signature(4 if call.node.op_type == "NhwcFusedConv" else 3)
     rank = call.rank(1)
     residual = _first(call, call.input(3), rank) if call.input(3) else ""
+    kernel = call.needed(1)
+    if call.node.op_type == "NhwcConv" and _channels_last(call):
+        kernel = call.emit("Transpose", [kernel], "kernel", perm=[0, rank - 1, *range(1, rank - 1)])
     made = call.fresh(f"{call.output()}/first")
-    convolved(call, _first(call, call.needed(0), rank), call.needed(1), made, residual)
+    convolved(call, _first(call, call.needed(0), rank), kernel, made, residual)
     _last(call, made, rank)
+
+
+def _channels_last(call: Call) -> bool:
+    """Whether NhwcConv's kernel is (M, sizes…, C/g), as onnxruntime's fusion writes it, and not (M, C/g, sizes…),
+    as its schema says. The input's channels and kernel_shape tell; Kept where both fit or none does."""
+    weight, data = call.shape(1), call.shape(0)
+    channels, sizes = data[-1], call.attribute("kernel_shape")
+    groups = call.attribute("group", 1)
+
+    def fits(inner: int | None, taps: tuple[int | None, ...]) -> bool:
+        return (channels is None or inner == channels // groups) and (sizes is None or list(taps) == list(sizes))
+
+    first, last = fits(weight[1], weight[2:]), fits(weight[-1], weight[1:-1])
+    if None in weight or first == last:
+        raise Kept("has a kernel of one of two layouts, and its sizes do not tell which", "export it with Conv")
+    return last
 
 
 def max_pool(call: Call) -> None:

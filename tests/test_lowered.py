@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -101,9 +102,7 @@ def case(op: str, inputs: dict[str, tuple[int, ...]], constants: dict[str, Any] 
 
 
 def gelu(x: np.ndarray) -> np.ndarray:
-    from scipy.special import erf
-
-    return x * 0.5 * (1.0 + erf(x / np.sqrt(2.0)))
+    return x * 0.5 * (1.0 + np.vectorize(math.erf)(x / np.sqrt(2.0)))
 
 
 def group_norm(x: np.ndarray, gamma: np.ndarray, beta: np.ndarray, groups: int, silu: bool, last: bool) -> np.ndarray:

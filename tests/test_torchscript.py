@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import subprocess
 import sys
@@ -383,12 +382,9 @@ def test_state_is_that_which_is_stored(tmp_path: Path) -> None:
     assert any("keeps state (state)" in note for note in model.notes)
 
 
-def test_a_real_one() -> None:
+def test_a_real_one(models: Path) -> None:
     """Silero's voice activity detector: scripted, with two models, state, and a number for an argument."""
-    folder = os.environ.get("SNAUDIT_MODELS")
-    if folder is None:
-        pytest.skip("no real models here: set SNAUDIT_MODELS")
-    path = Path(folder) / "silero_vad" / "data" / "silero_vad.jit"
+    path = models / "silero_vad" / "data" / "silero_vad.jit"
     torch.manual_seed(0)
     x = torch.randn(1, 512) * 0.1
     for rate, size in ((16000, 512), (8000, 256)):
